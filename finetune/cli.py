@@ -1,0 +1,304 @@
+"""Verbs and overrides: what a user types becomes a validated config, and then a command runs.
+
+The only file that knows Hydra and OmegaConf. Heavy imports wait until a command needs them, so
+that ``--help`` and a typo are answered at once.
+"""
+
+import itertools
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune.config import VERBS
+from finetune.errors import ConfigError, FinetuneError, RunError, did_you_mean
+from finetune.usage import CONF, group_options, groups, overview, verb_help
+from finetune.validation import holds_path, key_types, validate
+
+INTERRUPTED = 130
+CHANGEABLE_ON_RESUME = ("debug", "dataset.workers")
+
+
+@dataclass(frozen=True)
+class Token:
+    """One word of the command line: ``key=value``, ``+key=value``, ``++key=value``, ``~key``."""
+
+    prefix: str
+    key: str
+    value: str | None
+
+    def __str__(self) -> str:
+        """Give the word back as Hydra reads it."""
+        return f"{self.prefix}{self.key}" + ("" if self.value is None else f"={self.value}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit status: 0, 1 failed, 2 user's mistake, 130 Ctrl-C.
+
+    Args:
+        arguments: the words after ``finetune``; None for the process's own.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    wants_traceback = "debug=true" in (word.lower() for word in words)
+    try:
+        _dispatch(words)
+    except FinetuneError as error:
+        if wants_traceback:
+            traceback.print_exc()
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return error.exit_status
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        return INTERRUPTED
+    except BrokenPipeError:  # `finetune predict … | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 - the last resort: a message, never a traceback
+        if wants_traceback:
+            traceback.print_exc()
+        hint = "" if wants_traceback else "\nAdd debug=true to see where it comes from."
+        sys.stderr.write(f"Unexpected {type(error).__name__}: {error}{hint}\n")
+        return 1
+    return 0
+
+
+def train(*overrides: str) -> Any:
+    """Fine-tune; see ``finetune train --help``. Returns the run's ``TrainResult``."""
+    return run_verb("train", overrides)
+
+
+def evaluate(*overrides: str) -> Any:
+    """Evaluate a run on a split or a folder. Returns its ``Metrics``."""
+    return run_verb("evaluate", overrides)
+
+
+def predict(*overrides: str) -> Any:
+    """Predict every image of ``input=…``. Returns the path of the table, or None."""
+    return run_verb("predict", overrides)
+
+
+def export(*overrides: str) -> Any:
+    """Export a run's model to a file that is checked against it. Returns its path."""
+    return run_verb("export", overrides)
+
+
+def inspect(*overrides: str) -> Any:
+    """Look at a folder of images before anything is trained on it. Returns the ``Audit``."""
+    return run_verb("inspect", overrides)
+
+
+def _dispatch(words: list[str]) -> None:
+    verb, *rest = words or ["--help"]
+    if verb in ("-h", "--help", "help"):
+        sys.stdout.write(overview())
+        return
+    if verb == "--version":
+        from finetune import __version__
+
+        sys.stdout.write(f"finetune {__version__}\n")
+        return
+    if verb not in VERBS:
+        raise ConfigError(
+            f"{verb}: no such verb, expected one of {', '.join(VERBS)}.{did_you_mean(verb, VERBS)}"
+        )
+    if {"-h", "--help"} & set(rest):
+        tokens, _ = _tokens(verb, [word for word in rest if word not in ("-h", "--help")])
+        sys.stdout.write(verb_help(verb, _folder(tokens, "config_dir")))
+        return
+    run_verb(verb, rest)
+
+
+def run_verb(verb: str, words: Sequence[str]) -> Any:
+    """Compose, validate and run. ``-m`` runs every combination of comma-separated values.
+
+    Raises:
+        FinetuneError: what is wrong, for the user.
+    """
+    tokens, is_multirun = _tokens(verb, words)
+    if verb == "train" and (run := _folder(tokens, "resume")) is not None:
+        return _run(verb, *_resumed(run, tokens))
+    config_dir = _folder(tokens, "config_dir")
+    tokens = [token for token in tokens if token.key not in ("config_dir", "resume")]
+    tokens = _prepare(verb, tokens, config_dir, is_multirun=is_multirun)
+    if not is_multirun:
+        return _run(verb, *_compose(verb, tokens, config_dir))
+    results = []
+    for job in _combinations(tokens):
+        sys.stdout.write(f"\n== {' '.join(str(token).removeprefix('++') for token in job)}\n")
+        results.append(_run(verb, *_compose(verb, job, config_dir)))
+    return results
+
+
+def _run(verb: str, values: dict[str, Any], as_yaml: str) -> Any:
+    config = validate(VERBS[verb], values)
+    return import_module(f"finetune.commands.{verb}").run(config, as_yaml)
+
+
+def _tokens(verb: str, words: Sequence[str]) -> tuple[list[Token], bool]:
+    tokens, is_multirun = [], False
+    for word in words:
+        if word in ("-m", "--multirun"):
+            is_multirun = True
+            continue
+        match = re.fullmatch(r"(~|\+{0,2})([^=~+\s-][^=]*)(?:=(.*))?", word, re.DOTALL)
+        if match is None or (match[3] is None and match[1] != "~"):
+            raise ConfigError(
+                f"{word}: expected name=value, ~name, -m or --help; "
+                f"`finetune {verb} --help` lists the names."
+            )
+        tokens.append(Token(match[1], match[2], match[3]))
+    return tokens, is_multirun
+
+
+def _folder(tokens: Sequence[Token], key: str) -> Path | None:
+    """Take the folder that ``key=…`` names, as it was typed."""
+    given = [token.value for token in tokens if token.key == key and token.value != "null"]
+    if not given:
+        return None
+    folder = Path((given[-1] or "").strip("'\"")).expanduser().resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"{key}: got {given[-1]}, expected a folder that exists.")
+    return folder
+
+
+def _prepare(
+    verb: str, tokens: Sequence[Token], config_dir: Path | None, *, is_multirun: bool
+) -> list[Token]:
+    """Check every key and option, and write values as Hydra's grammar wants them."""
+    keys = key_types(VERBS[verb])
+    options = {group: group_options(group, config_dir) for group in groups(config_dir)}
+    prepared = [_prepare_one(token, keys, options, is_multirun=is_multirun) for token in tokens]
+    typed = {token.key for token in tokens}
+    if "dataset.root" in typed and not typed & {"dataset", "experiment"}:
+        prepared.insert(0, Token("", "dataset", "folder"))
+    return prepared
+
+
+def _prepare_one(
+    token: Token, keys: dict[str, Any], options: dict[str, list[str]], *, is_multirun: bool
+) -> Token:
+    if token.key.startswith("hydra") or "@" in token.key or token.value is None:
+        return token
+    if token.key in options and token.key in {*keys, "experiment"}:
+        _check_option(token, options[token.key], is_multirun=is_multirun)
+        return token
+    if token.prefix != "+" and token.key not in keys:
+        raise ConfigError(f"{token.key}: no such key.{did_you_mean(token.key, keys)}")
+    # `++`: whether a key exists is pydantic's to say, which says it in the user's words.
+    return replace(
+        token,
+        prefix="++",
+        value=_as_grammar(token, is_path=holds_path(keys.get(token.key)), is_sweep=is_multirun),
+    )
+
+
+def _check_option(token: Token, options: Sequence[str], *, is_multirun: bool) -> None:
+    given = (token.value or "").split(",") if is_multirun else [token.value or ""]
+    allowed = [*options, "null"] if token.key in ("experiment", "logger") else options
+    for option in given:
+        if option.strip() not in allowed:
+            raise ConfigError(
+                f"{token.key}: got `{option}`, expected one of {', '.join(options) or 'none yet'}."
+                f"{did_you_mean(option, options)}"
+            )
+
+
+def _as_grammar(token: Token, *, is_path: bool, is_sweep: bool) -> str:
+    """Quote a value that Hydra's grammar would misread: ``~/x``, ``a (1)``, ``x,y``, ``007``."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    value = token.value or ""
+    is_quoted = len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]
+    if is_path and not is_quoted and value != "null" and not (is_sweep and "," in value):
+        return _quoted(value)
+    try:
+        parsed = OverridesParser.create().parse_override(f"{token.key}={value}")
+    except OverrideParseException:
+        return _quoted(value)
+    if parsed.is_sweep_override() and not is_sweep:
+        raise ConfigError(
+            f"{token.key}: got several values, `{value}`; put -m before them to run each "
+            f"(make: ARGS=-m), or quote one value with a comma: {token.key}=\"'{value}'\"."
+        )
+    return value
+
+
+def _quoted(text: str) -> str:
+    body = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
+    return f"'{body}'"
+
+
+def _combinations(tokens: Sequence[Token]) -> Iterator[list[Token]]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    choices = []
+    for token in tokens:
+        override = OverridesParser.create().parse_override(str(token))
+        if not override.is_sweep_override():
+            choices.append([token])
+            continue
+        choices.append([replace(token, value=value) for value in override.sweep_string_iterator()])
+    yield from ([*job] for job in itertools.product(*choices))
+
+
+def _compose(
+    verb: str, tokens: Sequence[Token], config_dir: Path | None
+) -> tuple[dict[str, Any], str]:
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    words = [str(token) for token in tokens]
+    if config_dir is not None:
+        words.append(f"hydra.searchpath=[{_quoted(f'file://{config_dir}')}]")
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return _plain(compose(verb, overrides=words))
+    except HydraException as error:
+        message = str(error).split("\nConfig search path")[0]
+        raise ConfigError(re.sub(r"\s*\n\s*", " ", message).strip()) from None
+
+
+def _plain(config: Any) -> tuple[dict[str, Any], str]:
+    """Return the plain values, and the YAML in which ``${oc.env:…}`` is left as it stands."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).split("\n")[0]) from None
+    if not isinstance(values, dict):
+        raise ConfigError("The configuration is no mapping of names to values.")
+    as_yaml = OmegaConf.to_yaml(config, resolve=False)
+    return {str(key): value for key, value in values.items()}, as_yaml
+
+
+def _resumed(run: Path, tokens: Sequence[Token]) -> tuple[dict[str, Any], str]:
+    """Read the settings of the run that goes on; its course cannot be changed."""
+    from omegaconf import OmegaConf
+
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise RunError(f"resume: {run} is not a run directory; it has no config.yaml.")
+    try:
+        config = OmegaConf.load(path)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunError(f"resume: {path} cannot be read: {error}") from None
+    for token in tokens:
+        if token.key not in ("resume", *CHANGEABLE_ON_RESUME):
+            raise ConfigError(
+                f"{token.key}: cannot change when a run is resumed, which goes on as it began; "
+                f"it may change {', '.join(CHANGEABLE_ON_RESUME)}."
+            )
+        if token.key != "resume":
+            OmegaConf.update(config, token.key, yaml.safe_load(token.value or ""))
+    OmegaConf.update(config, "resume", str(run))
+    return _plain(config)

@@ -1,0 +1,209 @@
+"""From config to components: what a training is made of."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from rich.console import Console
+from torch import nn
+
+from finetune.config import TrainConfig
+from finetune.data.augment import Augmentation
+from finetune.data.datamodule import Augmented, ImageDataModule, LabelledImages, Resized
+from finetune.data.discover import ImageFolder
+from finetune.data.preprocess import Preprocess
+from finetune.evaluation.metrics import training_metrics
+from finetune.models.backbones import create_backbone, describe_backbone
+from finetune.models.classifier import Classifier
+from finetune.models.heads import create_head
+from finetune.run import RunDirectory
+from finetune.training.callbacks import EpochTable
+from finetune.training.hardware import Hardware, choose_hardware, choose_workers
+from finetune.training.loggers import create_logger
+from finetune.training.losses import create_loss
+from finetune.training.module import FineTuning
+from finetune.training.optim import (
+    create_optimizer,
+    create_scheduler,
+    parameter_groups,
+    stage_rates,
+)
+from finetune.training.trainer import create_trainer
+
+
+def build_hardware(config: TrainConfig) -> Hardware:
+    """Settle device, strategy and precision."""
+    trainer = config.trainer
+    return choose_hardware(
+        accelerator=trainer.accelerator,
+        strategy=trainer.strategy,
+        devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
+        precision=trainer.precision,
+    )
+
+
+def build_classifier(config: TrainConfig, *, num_classes: int, load_weights: bool) -> Classifier:
+    """Make the network.
+
+    Args:
+        config: of the training.
+        num_classes: of the data.
+        load_weights: False where a checkpoint brings them.
+    """
+    model = config.model
+    backbone = create_backbone(
+        model.backbone,
+        pretrained=model.pretrained and model.weights is None and load_weights,
+        weights=model.weights if load_weights else None,
+        image_size_px=model.image_size_px,
+    )
+    head = create_head(
+        config.head.name,
+        in_features=describe_backbone(backbone).num_features,
+        num_classes=num_classes,
+        **head_arguments(config),
+    )
+    return Classifier(backbone, head)
+
+
+def head_arguments(config: TrainConfig) -> dict[str, float | int]:
+    """Give the head's own arguments by name."""
+    return config.head.model_dump(exclude={"name"})
+
+
+def build_preprocess(config: TrainConfig, classifier: Classifier) -> Preprocess:
+    """Make the preprocessing that the backbone's weights expect."""
+    info = describe_backbone(classifier.backbone)
+    return Preprocess(
+        image_size_px=info.image_size_px,
+        resize_mode=config.model.resize_mode,
+        crop_fraction=info.crop_fraction,
+        interpolation=info.interpolation,
+        mean=info.mean,
+        std=info.std,
+    )
+
+
+def build_data(
+    config: TrainConfig, folder: ImageFolder, preprocess: Preprocess, hardware: Hardware
+) -> ImageDataModule:
+    """Make the loaders of training and validation."""
+
+    def images(split: str, transform: Augmented | Resized) -> LabelledImages:
+        return LabelledImages(
+            folder.root,
+            [sample for sample in folder.samples if sample.split == split],
+            folder.class_names,
+            transform=transform,
+            seed=config.seed,
+            max_megapixels=config.dataset.max_megapixels,
+        )
+
+    augmentation = Augmentation(config.augmentation.transforms, preprocess.image_size_px)
+    return ImageDataModule(
+        images("train", Augmented(augmentation)),
+        images("val", Resized(preprocess)),
+        batch_size=config.trainer.batch_size,
+        workers=choose_workers(config.dataset.workers, processes=hardware.devices),
+        seed=config.seed,
+    )
+
+
+def build_module(
+    config: TrainConfig, classifier: Classifier, preprocess: Preprocess, *, num_classes: int
+) -> FineTuning:
+    """Make the LightningModule."""
+
+    def create_optimizers(
+        parts: Mapping[str, list[nn.Parameter]], steps: int, epochs: int
+    ) -> OptimizerLRScheduler:
+        optimizer = create_optimizer(
+            config.optimizer.name,
+            parameter_groups(
+                parts, learning_rates(config, parts), weight_decay=config.optimizer.weight_decay
+            ),
+            lr=config.optimizer.lr,
+            momentum=config.optimizer.momentum,
+        )
+        scheduler = create_scheduler(
+            optimizer,
+            config.scheduler.name,
+            total_steps=steps,
+            total_epochs=epochs,
+            settings=config.scheduler.model_dump(exclude={"name"}),
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    return FineTuning(
+        classifier,
+        normalise=preprocess.normalise,
+        loss=create_loss(config.loss.name, label_smoothing=config.loss.label_smoothing),
+        metrics=training_metrics(num_classes),
+        freeze_policy=config.freeze.policy,
+        epochs_per_stage=config.freeze.epochs_per_stage,
+        create_optimizers=create_optimizers,
+    )
+
+
+def learning_rates(config: TrainConfig, parts: Mapping[str, object]) -> dict[str, float]:
+    """Give the rate of each part: backbone stages from input to output, then the head."""
+    stages = [name for name in parts if name != "head"]
+    rates = stage_rates(
+        len(stages),
+        lr=config.optimizer.lr,
+        backbone_lr_factor=config.optimizer.backbone_lr_factor,
+        layer_decay=config.optimizer.layer_decay,
+    )
+    return {**dict(zip(stages, rates, strict=True)), "head": config.optimizer.lr}
+
+
+def build_trainer(
+    config: TrainConfig,
+    hardware: Hardware,
+    run: RunDirectory,
+    epochs: EpochTable,
+    console: Console,
+) -> Trainer:
+    """Make the Trainer."""
+    trainer = config.trainer
+    logger = config.logger
+    settings = {} if logger is None else logger.model_dump(exclude={"name"})
+    if "experiment_name" in settings:
+        settings["project"] = settings.pop("experiment_name")
+    return create_trainer(
+        hardware,
+        epochs=trainer.epochs,
+        accumulate_batches=trainer.accumulate_batches,
+        gradient_clip=trainer.gradient_clip,
+        early_stopping_patience=trainer.early_stopping_patience,
+        monitor=monitor_key(config),
+        mode=monitor_mode(config),
+        checkpoints=run.checkpoints,
+        stages_open_later=config.freeze.policy == "gradual",
+        synchronise_batchnorm=config.freeze.policy != "backbone" and hardware.world_size > 1,
+        callbacks=[epochs],
+        logger=None
+        if logger is None or console.quiet
+        else create_logger(logger.name, folder=run.path, run_name=run.path.name, **settings),
+        show_progress=console.is_terminal and not console.quiet,
+    )
+
+
+def monitor_key(config: TrainConfig) -> str:
+    """Name the logged metric that chooses the best checkpoint."""
+    return f"val_{config.dataset.monitor}"
+
+
+def monitor_mode(config: TrainConfig) -> str:
+    """Say which way is better."""
+    return "min" if config.dataset.monitor == "loss" else "max"
+
+
+def run_folder_name(config: TrainConfig, root: Path) -> str:
+    """Name the folder of this data set's runs."""
+    return config.dataset.name or root.name or "dataset"

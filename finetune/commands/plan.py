@@ -1,0 +1,138 @@
+"""The plan: one table, before the first step, of what will happen and why."""
+
+from collections import Counter
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from finetune.commands.components import learning_rates, monitor_key
+from finetune.config import TrainConfig
+from finetune.data.audit import Audit
+from finetune.data.datamodule import ImageDataModule
+from finetune.data.discover import ImageFolder
+from finetune.models.freezing import open_stages
+from finetune.run import RunDirectory
+from finetune.training.hardware import Hardware
+from finetune.training.module import FineTuning
+
+CLASSES_SHOWN = 8
+
+
+def print_plan(
+    config: TrainConfig,
+    folder: ImageFolder,
+    audit: Audit | None,
+    module: FineTuning,
+    data: ImageDataModule,
+    hardware: Hardware,
+    run: RunDirectory,
+    console: Console,
+) -> None:
+    """Print what the training will do."""
+    rows = {
+        "data": str(folder.root),
+        "classes": _classes(folder),
+        "images": _images(config, folder, data),
+        "left out": _left_out(folder, audit),
+        "beware": _warnings(audit),
+        "backbone": _backbone(config, module),
+        "parameters": _parameters(module),
+        "learning rate": _rates(config, module),
+        "steps": _steps(config, data),
+        "precision": hardware.reasons["precision"],
+        "device": f"{hardware.reasons['device']}; {hardware.reasons['strategy']}, "
+        f"{data.workers} workers",
+        "best by": f"{monitor_key(config).removeprefix('val_').replace('_', ' ')} on val",
+        "seed": str(config.seed),
+        "run": str(run.path),
+    }
+    table = Table(title="Plan", title_justify="left", show_header=False, box=None, padding=(0, 2))
+    for name, text in rows.items():
+        if text:
+            table.add_row(f"[bold]{name}", escape(text))
+    console.print(table)
+    console.print()
+
+
+def _classes(folder: ImageFolder) -> str:
+    counts = Counter(sample.class_name for sample in folder.samples)
+    shown = [f"{name} ({counts[name]})" for name in folder.class_names[:CLASSES_SHOWN]]
+    more = len(folder.class_names) - len(shown)
+    return f"{len(folder.class_names)}: {', '.join(shown)}" + (f", {more} more" if more > 0 else "")
+
+
+def _images(config: TrainConfig, folder: ImageFolder, data: ImageDataModule) -> str:
+    counts = Counter(sample.split for sample in folder.samples)
+    parts = ", ".join(f"{split} {counts[split]}" for split in ("train", "val", "test"))
+    size = data.train.transform.augmentation.image_size_px  # type: ignore[attr-defined]
+    return f"{parts}; {size} px, {config.model.resize_mode}"
+
+
+def _left_out(folder: ImageFolder, audit: Audit | None) -> str:
+    unreadable = audit.unreadable if audit else {}
+    parts = [f"{path}: {reason}" for path, reason in list(unreadable.items())[:3]]
+    if len(unreadable) > len(parts):
+        parts.append(f"{len(unreadable) - len(parts)} more unreadable images")
+    if folder.skipped:
+        parts.append(f"{len(folder.skipped)} other files (finetune inspect names them)")
+    return "\n".join(parts)
+
+
+def _warnings(audit: Audit | None) -> str:
+    """Say what else the audit found; what cannot be read stands under `left out`."""
+    findings = audit.findings if audit else ()
+    return "\n".join(
+        f"{finding.message} {finding.remedy}"
+        for finding in findings
+        if finding.severity != "info" and finding.name != "unreadable"
+    )
+
+
+def _backbone(config: TrainConfig, module: FineTuning) -> str:
+    model = config.model
+    if model.weights is not None:
+        source = f"weights from {model.weights}"
+    elif model.pretrained:
+        source = "pretrained weights from the hub"
+    else:
+        source = "random weights, so nothing is transferred"
+        if module.freeze_policy == "backbone":
+            source += "; a frozen random backbone learns little: use freeze=none"
+    return f"{model.backbone}, {source}; head {config.head.name}"
+
+
+def _parameters(module: FineTuning) -> str:
+    total = sum(parameter.numel() for parameter in module.classifier.parameters())
+    first = open_stages(
+        module.freeze_policy,
+        epoch=0,
+        num_stages=len(module.stages),
+        epochs_per_stage=module.epochs_per_stage,
+    )
+    head = sum(parameter.numel() for parameter in module.classifier.head.parameters())
+    backbone = dict(module.classifier.backbone.named_parameters())
+    trainable = head + sum(
+        backbone[name].numel()
+        for stage in module.stages[len(module.stages) - first :]
+        for name in stage.parameter_names
+    )
+    text = f"{trainable:,} trainable, {total - trainable:,} frozen"
+    if module.freeze_policy == "gradual":
+        text += f" at first; one stage more every {module.epochs_per_stage} epoch(s)"
+    return text
+
+
+def _rates(config: TrainConfig, module: FineTuning) -> str:
+    rates = learning_rates(config, module.parts())
+    return ", ".join(f"{name} {rate:.2g}" for name, rate in rates.items())
+
+
+def _steps(config: TrainConfig, data: ImageDataModule) -> str:
+    trainer = config.trainer
+    batches = len(data.train) // trainer.batch_size
+    steps = max(1, batches // trainer.accumulate_batches) * trainer.epochs
+    text = f"{steps} in {trainer.epochs} epochs; {trainer.batch_size} images a batch"
+    if trainer.accumulate_batches > 1:
+        text += f", {trainer.accumulate_batches} batches a step"
+    return f"{text}; {config.optimizer.name}, {config.scheduler.name}"

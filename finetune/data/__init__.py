@@ -1,0 +1,1 @@
+"""From files to batches: discovery, decoding, splitting, augmenting, preprocessing."""

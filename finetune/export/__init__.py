@@ -1,0 +1,1 @@
+"""The model bundle, the exported files, and the proof that they answer alike. No Lightning."""

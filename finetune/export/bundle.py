@@ -1,0 +1,296 @@
+"""The model bundle: ``model.json`` and ``model.safetensors``, the home of a trained model.
+
+Loading it runs nothing that is in it: the JSON holds plain values, checked one by one; the
+weights are safetensors, checked by their SHA-256; only known architectures are built.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from finetune.data.decode import decode_image
+from finetune.data.preprocess import Preprocess
+from finetune.errors import DataError, FinetuneError, ImageError, ModelError
+from finetune.models.backbones import create_backbone, describe_backbone
+from finetune.models.classifier import Classifier
+from finetune.models.heads import create_head
+from finetune.run import replacing, write_json
+
+JSON_NAME = "model.json"
+WEIGHTS_NAME = "model.safetensors"
+FORMAT_VERSION = 1
+
+ImageLike = str | os.PathLike[str] | npt.NDArray[np.uint8] | PIL.Image.Image | Tensor
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Backbone(_Plain):
+    """A backbone by name, and the image size it was built for."""
+
+    name: str
+    image_size_px: int = Field(ge=1)
+
+
+class Head(_Plain):
+    """A head by name, with its arguments."""
+
+    name: Literal["linear", "mlp", "cosine"]
+    arguments: dict[str, float | int]
+
+
+class Description(_Plain):
+    """What ``model.json`` holds.
+
+    Attributes:
+        format_version: of this description; a newer one is refused.
+        task: what the probabilities mean.
+        class_names: in the order of the outputs.
+        backbone: which, and for which size.
+        head: which, with its arguments.
+        preprocessing: the settings of `finetune.data.preprocess.Preprocess`.
+        max_megapixels: larger images are refused.
+        weights_sha256: of the file of weights.
+        metrics: of this model, by split.
+        versions: of the libraries it was trained with.
+        command: how it was trained.
+    """
+
+    format_version: Literal[1]
+    task: Literal["single_label"]
+    class_names: list[str] = Field(min_length=2)
+    backbone: Backbone
+    head: Head
+    preprocessing: dict[str, Any]
+    max_megapixels: float = Field(gt=0)
+    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    metrics: dict[str, Any]
+    versions: dict[str, str]
+    command: str
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """One image's answer.
+
+    Attributes:
+        label: the most probable class.
+        probability: its probability.
+        probabilities: of every class, by name; they add up to 1.
+    """
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+class Model:
+    """A trained classifier with its preprocessing and class names.
+
+    Args:
+        classifier: normalised images to logits.
+        preprocess: decoded images to normalised ones.
+        description: everything else.
+    """
+
+    def __init__(
+        self, classifier: Classifier, preprocess: Preprocess, description: Description
+    ) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.classifier = classifier.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Resizing stays on the CPU, where the decoded images are; see `probabilities`.
+        self.preprocess = preprocess
+        self.description = description
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes, in the order of the outputs."""
+        return self.description.class_names
+
+    @torch.inference_mode()
+    def probabilities(self, resized: Tensor) -> Tensor:
+        """Give ``[B, C]``, float32, for resized images ``[B, 3, S, S]`` in 0..255."""
+        images = self.preprocess.normalise(resized).to(self.device)
+        logits = self.classifier(images.contiguous(memory_format=torch.channels_last))
+        return torch.softmax(logits.float(), dim=1).cpu()
+
+    def predict(self, images: Sequence[ImageLike], *, batch_size: int = 32) -> list[Probabilities]:
+        """Label images, each decoded and resized as in validation.
+
+        Args:
+            images: paths; PIL images; uint8 arrays ``[H, W, 3]``; uint8 tensors ``[3, H, W]``.
+            batch_size: images of one forward pass, >= 1.
+
+        Raises:
+            DataError: an image cannot be read, or has another shape or type.
+        """
+        if isinstance(images, str | os.PathLike | np.ndarray | PIL.Image.Image | Tensor):
+            raise DataError(f"predict: got {type(images).__name__}, expected a list of images.")
+        answers: list[Probabilities] = []
+        for start in range(0, len(images), batch_size):
+            batch = [self._resized(image) for image in images[start : start + batch_size]]
+            for row in self.probabilities(torch.cat(batch)):
+                values = [float(value) for value in row]
+                best = max(range(len(values)), key=values.__getitem__)
+                named = dict(zip(self.class_names, values, strict=True))
+                answers.append(Probabilities(self.class_names[best], values[best], named))
+        return answers
+
+    def _resized(self, image: ImageLike) -> Tensor:
+        return self.preprocess.resize(_as_tensor(image, self.description.max_megapixels))
+
+
+def save_bundle(
+    folder: Path,
+    *,
+    classifier: Classifier,
+    preprocess: Preprocess,
+    backbone_name: str,
+    head_name: str,
+    head_arguments: Mapping[str, float | int],
+    class_names: Sequence[str],
+    max_megapixels: float,
+    versions: Mapping[str, str],
+    command: str,
+) -> None:
+    """Write ``model.safetensors``, then ``model.json`` with its checksum, without metrics yet.
+
+    Args:
+        folder: where both go; it exists.
+        classifier: the trained network.
+        preprocess: as used in validation.
+        backbone_name: as `finetune.models.backbones.create_backbone` takes it.
+        head_name: as `finetune.models.heads.create_head` takes it.
+        head_arguments: of that head, by name.
+        class_names: in the order of the outputs.
+        max_megapixels: larger images are refused.
+        versions: of libraries, by name.
+        command: how the model was trained.
+    """
+    weights = folder / WEIGHTS_NAME
+    state = {name: value.cpu().contiguous() for name, value in classifier.state_dict().items()}
+    with replacing(weights) as temporary:
+        save_file(state, temporary)
+    info = describe_backbone(classifier.backbone)
+    description = Description(
+        format_version=FORMAT_VERSION,
+        task="single_label",
+        class_names=list(class_names),
+        backbone=Backbone(name=backbone_name, image_size_px=info.image_size_px),
+        head=Head.model_validate({"name": head_name, "arguments": dict(head_arguments)}),
+        preprocessing=preprocess.settings(),
+        max_megapixels=max_megapixels,
+        weights_sha256=sha256_of(weights),
+        metrics={},
+        versions=dict(versions),
+        command=command,
+    )
+    write_json(folder / JSON_NAME, description.model_dump())
+
+
+def add_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Write the metrics of a saved bundle, by split, into its ``model.json``."""
+    description = _read_description(folder / JSON_NAME)
+    write_json(
+        folder / JSON_NAME, description.model_copy(update={"metrics": dict(metrics)}).model_dump()
+    )
+
+
+def load_model(path: str | os.PathLike[str]) -> Model:
+    """Load a bundle: a run directory, or any folder with ``model.json`` and ``model.safetensors``.
+
+    Raises:
+        ModelError: a file is missing, damaged, of a newer format, or not what its checksum says.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / JSON_NAME).is_file():
+        raise ModelError(
+            f"{folder} holds no {JSON_NAME}; expected a run directory whose training has ended."
+        )
+    description = _read_description(folder / JSON_NAME)
+    weights = folder / WEIGHTS_NAME
+    if not weights.is_file():
+        raise ModelError(f"{weights} is missing; {JSON_NAME} is of no use without it.")
+    if sha256_of(weights) != description.weights_sha256:
+        raise ModelError(
+            f"{weights} is not the file that {JSON_NAME} describes (its SHA-256 differs); "
+            "copy both files again from where they come from."
+        )
+    backbone = create_backbone(
+        description.backbone.name, image_size_px=description.backbone.image_size_px
+    )
+    head = create_head(
+        description.head.name,
+        in_features=describe_backbone(backbone).num_features,
+        num_classes=len(description.class_names),
+        **description.head.arguments,
+    )
+    classifier = Classifier(backbone, head)
+    try:
+        classifier.load_state_dict(load_file(weights))
+        preprocess = Preprocess(**description.preprocessing)
+    except (RuntimeError, SafetensorError, TypeError, FinetuneError) as error:
+        raise ModelError(f"{folder}: the bundle does not fit together: {error}") from None
+    return Model(classifier, preprocess, description)
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_description(path: Path) -> Description:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from None
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ModelError(
+            f"{path} has format version {version}; this finetune reads up to {FORMAT_VERSION}. "
+            "Install a newer finetune."
+        )
+    try:
+        return Description.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the whole"
+        raise ModelError(f"{path} is no model description: {key}: {first['msg']}.") from None
+
+
+def _as_tensor(image: ImageLike, max_megapixels: float) -> Tensor:
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+            got = f"{list(image.shape)} {image.dtype}"
+            raise DataError(f"predict: got a tensor {got}, expected uint8 [3, H, W].")
+        return image.cpu()
+    if isinstance(image, np.ndarray):
+        array = image
+    elif isinstance(image, PIL.Image.Image):
+        # The same rules for modes, alpha and orientation as for files.
+        array = decode_image(image, max_megapixels=max_megapixels)
+    else:
+        try:
+            array = decode_image(Path(image), max_megapixels=max_megapixels)
+        except (ImageError, OSError) as error:
+            raise DataError(f"{image} cannot be read: {error}") from None
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        got = f"{list(array.shape)} {array.dtype}"
+        raise DataError(f"predict: got an array {got}, expected uint8 [H, W, 3].")
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))

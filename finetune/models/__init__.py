@@ -1,0 +1,1 @@
+"""Backbones, heads, the classifier made of both, and what is frozen: plain torch and timm."""

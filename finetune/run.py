@@ -1,0 +1,194 @@
+"""The run directory: what is written where, and under which name.
+
+runs/<dataset>/<time>/
+├── config.yaml            every setting, composed; ${oc.env:…} as it was typed
+├── run.json               command, seed, decisions, hardware, versions
+├── split.csv              path, label and split of every image
+├── metrics.csv            one row per epoch
+├── metrics.json           of the best checkpoint, per split
+├── curves.png  confusion_matrix.png
+├── predictions_val.csv    one row per validation image
+├── model.json  model.safetensors      the bundle
+├── model.ts  model.ts.check.json      the export, and how it was checked
+└── checkpoints/best.ckpt  checkpoints/last.ckpt
+runs/latest                a link to the newest run
+"""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import RunError
+
+
+class RunDirectory:
+    """The names of a run's files. ``RunDirectory(path)`` looks at nothing and writes nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.record = path / "run.json"
+        self.split = path / "split.csv"
+        self.epochs = path / "metrics.csv"
+        self.metrics = path / "metrics.json"
+        self.curves = path / "curves.png"
+        self.confusion_matrix = path / "confusion_matrix.png"
+        self.checkpoints = path / "checkpoints"
+        self.best_checkpoint = self.checkpoints / "best.ckpt"
+        self.last_checkpoint = self.checkpoints / "last.ckpt"
+        self.torchscript = path / "model.ts"
+
+    def predictions(self, split: str) -> Path:
+        """Name the table of predictions of one split."""
+        return self.path / f"predictions_{split}.csv"
+
+
+def create_run(runs: Path, dataset: str, name: str | None) -> RunDirectory:
+    """Make a new, empty run directory ``runs/<dataset>/<name or time>`` and point ``latest`` at it.
+
+    Raises:
+        RunError: the name is taken, or the folder cannot be written.
+    """
+    folder = runs / dataset
+    check_writable(folder)
+    path = _make_named(folder, name) if name else _make_timed(folder)
+    (path / "checkpoints").mkdir()
+    _point_latest(runs, path)
+    return RunDirectory(path)
+
+
+def check_writable(folder: Path) -> None:
+    """Make ``folder`` and try to write in it, before hours of work depend on that.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / f".{os.getpid()}.trial"
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise RunError(
+            f"runs={folder} cannot be written: {error.strerror}. Choose another: runs=FOLDER."
+        ) from None
+
+
+def versions() -> dict[str, str]:
+    """Give the versions of what decides a result."""
+    names = ("finetune", "torch", "torchvision", "lightning", "timm", "albumentations", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def command_line() -> str:
+    """Give the command that runs now, such as can be typed again."""
+    return shlex.join(["finetune", *sys.argv[1:]])
+
+
+def typed(verb: str, **overrides: object) -> str:
+    """Write a command as the user would type it: with ``make`` where this one came from make."""
+    program = os.environ.get("FINETUNE_PROGRAM", "finetune")
+    return shlex.join([program, verb, *(f"{key}={value}" for key, value in overrides.items())])
+
+
+def open_run(path: Path) -> RunDirectory:
+    """Return the run directory at ``path`` (links resolved).
+
+    Raises:
+        RunError: there is none.
+    """
+    if not path.is_dir():
+        raise RunError(
+            f"run={path}: there is no such folder. Train first, or name a run: "
+            "run=runs/DATASET/TIME."
+        )
+    run = RunDirectory(path.resolve())
+    if not run.config.is_file():
+        raise RunError(f"run={path} is not a run directory; it has no {run.config.name}.")
+    return run
+
+
+def read_record(run: RunDirectory) -> dict[str, Any]:
+    """Read ``run.json``.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    try:
+        record = json.loads(run.record.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run.record} cannot be read: {error}") from None
+    if not isinstance(record, dict) or not isinstance(record.get("data"), str):
+        raise RunError(f"{run.record} does not name the data of the run.")
+    return record
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: beside the target first, then renamed."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write plain values as JSON, whole or not at all.
+
+    Raises:
+        ValueError: a number is not finite; JSON has no word for it.
+    """
+    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside ``path`` that takes its place when the block succeeds.
+
+    It is flushed to the disk before it is renamed, so that a reader finds the old file or the
+    whole new one; when the block fails, nothing is left.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _make_named(folder: Path, name: str) -> Path:
+    path = folder / name
+    try:
+        path.mkdir()
+    except FileExistsError:
+        raise RunError(
+            f"name: {path} is there already. Choose another name, or go on with it: resume={path}."
+        ) from None
+    return path
+
+
+def _make_timed(folder: Path) -> Path:
+    time = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
+    for count in range(1, 1000):
+        path = folder / (time if count == 1 else f"{time}_{count}")
+        try:
+            path.mkdir()
+        except FileExistsError:  # another run of the same second
+            continue
+        return path
+    raise RunError(f"{folder} holds a thousand runs of {time}.")
+
+
+def _point_latest(runs: Path, path: Path) -> None:
+    """Replace the link in one step, so that it never points nowhere."""
+    link = runs / f".latest.{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(path.relative_to(runs))
+    link.replace(runs / "latest")

@@ -1,0 +1,97 @@
+"""What happens beside the steps: the table of epochs, on the terminal and in a file."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+
+from finetune.run import replacing
+
+COLUMNS = {
+    "epoch": "epoch",
+    "train_loss": "train loss",
+    "val_loss": "val loss",
+    "val_accuracy": "accuracy",
+    "val_balanced_accuracy": "balanced",
+    "val_macro_f1": "macro F1",
+    "lr": "rate",
+}
+"""Keys of ``metrics.csv`` and their headings on the terminal."""
+
+
+class EpochTable(Callback):
+    """Write one row per epoch to a CSV file and to the terminal.
+
+    Args:
+        path: the CSV file; rows of an interrupted run are kept when it goes on.
+        monitor: the metric that decides which epoch is best.
+        mode: ``max`` or ``min``.
+        console: where the rows are printed.
+    """
+
+    def __init__(self, path: Path, *, monitor: str, mode: str, console: Console) -> None:
+        self.path = path
+        self.monitor = monitor
+        self.mode = mode
+        self.console = console
+        self.rows: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the rows in the checkpoint, so that a resumed run has the whole table."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the rows of the epochs that were finished before."""
+        self.rows = list(state_dict["rows"])
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch, from 1, with the best monitored value, the first of equals."""
+        sign = 1 if self.mode == "max" else -1
+        best = max(self.rows, key=lambda row: sign * row.get(self.monitor, -sign * math.inf))
+        return int(best["epoch"])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the row of this epoch."""
+        del pl_module
+        values = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        row = {"epoch": trainer.current_epoch + 1.0, "lr": max(rates), **values}
+        self.rows.append({key: row[key] for key in COLUMNS if key in row})
+        if trainer.is_global_zero:
+            write_rows(self.path, self.rows)
+            self._print(trainer.max_epochs or 1)
+
+    def _print(self, epochs: int) -> None:
+        row = self.rows[-1]
+        if len(self.rows) == 1:
+            self.console.print(
+                "[bold]  " + "  ".join(f"{head:>{_width(head)}}" for head in COLUMNS.values())
+            )
+        cells = [f"{row['epoch']:.0f}/{epochs}"]
+        cells += [_cell(key, row.get(key, math.nan)) for key in list(COLUMNS)[1:]]
+        widths = [_width(head) for head in COLUMNS.values()]
+        text = "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        best = row["epoch"] == self.best_epoch
+        self.console.print(f"{'*' if best else ' '} {text}", style="bold" if best else "")
+
+
+def write_rows(path: Path, rows: list[dict[str, float]]) -> None:
+    """Write ``metrics.csv`` whole or not at all."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(COLUMNS), restval="")
+        writer.writeheader()
+        writer.writerows({**row, "epoch": int(row["epoch"])} for row in rows)
+
+
+def _width(head: str) -> int:
+    return max(len(head), 8)
+
+
+def _cell(key: str, value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:.2e}" if key == "lr" else f"{value:.4f}"

@@ -1,0 +1,157 @@
+"""The LightningModule: steps and logging.
+
+Shapes: ``B`` images, ``S`` pixels a side, ``C`` classes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+
+from finetune.errors import TrainingError
+from finetune.models.classifier import Classifier
+from finetune.models.freezing import (
+    FreezePolicy,
+    apply_frozen_mode,
+    backbone_stages,
+    open_stages,
+    set_frozen,
+)
+
+Batch = tuple[Tensor, Tensor]
+"""Images ``[B, 3, S, S]`` in 0..255 (uint8 or float) and labels ``[B]``."""
+
+
+class FineTuning(LightningModule):
+    """Train a classifier under a freeze policy.
+
+    Args:
+        classifier: the network; images normalised, logits out.
+        normalise: ``[B, 3, S, S]`` in 0..255 to the network's input.
+        loss: logits ``[B, C]`` and labels ``[B]`` to a scalar.
+        metrics: of probabilities ``[B, C]`` and labels ``[B]``; logged as ``val_<name>``.
+        freeze_policy: which stages of the backbone learn, and when.
+        epochs_per_stage: for the policy ``gradual``.
+        create_optimizers: the groups of parameters by part (stages from input to output, then
+            ``head``), the number of optimizer steps and of epochs to what Lightning expects.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        *,
+        normalise: Callable[[Tensor], Tensor],
+        loss: nn.Module,
+        metrics: MetricCollection,
+        freeze_policy: FreezePolicy,
+        epochs_per_stage: int,
+        create_optimizers: Callable[
+            [Mapping[str, list[nn.Parameter]], int, int], OptimizerLRScheduler
+        ],
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.normalise = normalise
+        self.loss = loss
+        self.val_metrics = metrics.clone(prefix="val_")
+        self.val_loss = MeanMetric()
+        self.stages = backbone_stages(classifier.backbone)
+        self.freeze_policy: FreezePolicy = freeze_policy
+        self.epochs_per_stage = epochs_per_stage
+        self._create_optimizers = create_optimizers
+        # DDP only sees parameters that take gradients when it wraps the model, so a stage
+        # that opens later must be open until then.
+        self.num_frozen = len(self.stages) if freeze_policy == "backbone" else 0
+        self._freeze()
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """Name the parameters that ever learn, by stage from input to output, then the head."""
+        head = [p for p in self.classifier.head.parameters() if p.requires_grad]
+        if self.freeze_policy == "backbone":
+            return {"head": head}
+        parameters = dict(self.classifier.backbone.named_parameters())
+        stages = {
+            stage.name: [parameters[name] for name in stage.parameter_names]
+            for stage in self.stages
+        }
+        return {**stages, "head": head}
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; what is frozen stays in eval mode, so its BatchNorm does not move."""
+        super().train(mode)
+        if mode:
+            apply_frozen_mode(self.classifier.backbone, self.stages, self.num_frozen)
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give logits ``[B, C]`` for images ``[B, 3, S, S]`` in 0..255."""
+        normalised = self.normalise(images).contiguous(memory_format=torch.channels_last)
+        return cast(Tensor, self.classifier(normalised))
+
+    def on_train_epoch_start(self) -> None:
+        """Open the stages that learn in this epoch."""
+        num_open = open_stages(
+            self.freeze_policy,
+            epoch=self.current_epoch,
+            num_stages=len(self.stages),
+            epochs_per_stage=self.epochs_per_stage,
+        )
+        self.num_frozen = len(self.stages) - num_open
+        self._freeze()
+        self.train()
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Return the loss of one batch."""
+        del batch_index
+        images, labels = batch
+        loss = cast(Tensor, self.loss(self(images), labels))
+        self.log(
+            "train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True
+        )
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Stop where going on would only save numbers that are none.
+
+        Raises:
+            TrainingError: the mean loss of the epoch is not finite.
+        """
+        mean = self.trainer.callback_metrics.get("train_loss")
+        if mean is not None and not torch.isfinite(mean):
+            raise TrainingError(
+                f"The training loss is {mean.item()} in epoch {self.current_epoch + 1}; the last "
+                "finite checkpoint is kept. Try a smaller optimizer.lr, or trainer.precision=32."
+            )
+
+    def on_validation_start(self) -> None:
+        """Give every process the BatchNorm statistics that the checkpoint will hold."""
+        if self.trainer.world_size > 1:
+            for buffer in self.classifier.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Count one batch into the metrics of the epoch."""
+        del batch_index
+        images, labels = batch
+        logits = self(images).float()
+        self.val_loss.update(nn.functional.cross_entropy(logits, labels), weight=len(labels))
+        self.val_metrics.update(logits.softmax(dim=1), labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what the whole validation set says, each image counted once."""
+        values: dict[str, Any] = {"val_loss": self.val_loss.compute(), **self.val_metrics.compute()}
+        self.log_dict(values)
+        self.val_loss.reset()
+        self.val_metrics.reset()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Make the optimizer and its schedule for the whole training."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        return self._create_optimizers(self.parts(), steps, self.trainer.max_epochs or 1)
+
+    def _freeze(self) -> None:
+        set_frozen(self.classifier.backbone, self.stages, self.num_frozen)

@@ -1,0 +1,174 @@
+"""The Lightning Trainer of a run, and one fit with it."""
+
+import logging
+import signal
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+
+from finetune.errors import DataError, TrainingError
+from finetune.training.checkpoints import AtomicCheckpointIO
+from finetune.training.hardware import Hardware
+
+
+def create_trainer(
+    hardware: Hardware,
+    *,
+    epochs: int,
+    accumulate_batches: int,
+    gradient_clip: float | None,
+    early_stopping_patience: int | None,
+    monitor: str,
+    mode: str,
+    checkpoints: Path,
+    stages_open_later: bool,
+    synchronise_batchnorm: bool,
+    callbacks: Sequence[Callback],
+    logger: Logger | None,
+    show_progress: bool,
+) -> Trainer:
+    """Make the Trainer: checkpoints ``best`` and ``last``, early stopping, progress, strategy.
+
+    Args:
+        hardware: what it runs on.
+        epochs: passes over the training images.
+        accumulate_batches: batches to an optimizer step.
+        gradient_clip: largest norm of the gradient; None for no limit.
+        early_stopping_patience: epochs without improvement; None to go on to the end.
+        monitor: the logged metric that decides.
+        mode: ``max`` where more of it is better, else ``min``.
+        checkpoints: folder for ``best.ckpt`` and ``last.ckpt``.
+        stages_open_later: parameters may be without gradients at first (gradual unfreezing).
+        synchronise_batchnorm: compute training statistics over all GPUs.
+        callbacks: further callbacks.
+        logger: a further logger.
+        show_progress: draw a bar; off where nobody watches.
+    """
+    # The table of epochs is a callback of ours, before the checkpoints, whose state it enters.
+    all_callbacks: list[Callback] = [*callbacks]
+    if show_progress:
+        all_callbacks.append(RichProgressBar(leave=False))
+    if early_stopping_patience is not None:
+        all_callbacks.append(
+            EarlyStopping(monitor, mode=mode, patience=early_stopping_patience, check_finite=True)
+        )
+    all_callbacks += [
+        _checkpoint(checkpoints, "best", monitor=monitor, mode=mode),
+        _checkpoint(checkpoints, "last"),
+    ]
+    return Trainer(
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        num_nodes=hardware.num_nodes,
+        strategy=_strategy(hardware, stages_open_later=stages_open_later),
+        precision=hardware.precision,
+        max_epochs=epochs,
+        accumulate_grad_batches=accumulate_batches,
+        # FSDP cannot clip by norm in Lightning; the plan says so.
+        gradient_clip_val=None if hardware.strategy == "fsdp" else gradient_clip,
+        sync_batchnorm=synchronise_batchnorm and hardware.accelerator == "gpu",
+        callbacks=all_callbacks,
+        logger=logger or False,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=checkpoints.parent,
+        enable_progress_bar=show_progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def fit(
+    trainer: Trainer,
+    module: LightningModule,
+    data: LightningDataModule,
+    *,
+    resume_from: Path | None,
+) -> bool:
+    """Train to the end or to Ctrl-C.
+
+    Returns:
+        False if the user interrupted.
+
+    Raises:
+        TrainingError: the loss is not finite, or memory ran out.
+        DataError: an image could not be read during the run.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    checkpoint = None if resume_from is None else str(resume_from)
+    try:
+        with warnings.catch_warnings():
+            _ignore_known_warnings()
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        # Lightning turns Ctrl-C into an exit, and leaves the signal ignored.
+        if not trainer.interrupted:
+            raise
+        return False
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"The GPU's memory is too small: {str(error).split('.')[0]}. Try a smaller "
+            "trainer.batch_size (with trainer.accumulate_batches to keep the step), or a "
+            "smaller model.image_size_px."
+        ) from error
+    except DataError as error:
+        # A worker's exception comes wrapped in its traceback; the last line is ours.
+        raise DataError(
+            str(error).strip().rsplit("\n", 1)[-1].rpartition("DataError: ")[2]
+        ) from None
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    return True
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning's tips and its list of devices off the terminal: the plan says it better."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _checkpoint(folder: Path, name: str, **settings: Any) -> ModelCheckpoint:
+    return ModelCheckpoint(
+        dirpath=folder,
+        filename=name,
+        save_top_k=1,
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+        **settings,
+    )
+
+
+def _strategy(hardware: Hardware, *, stages_open_later: bool) -> Strategy | str:
+    match hardware.strategy:
+        case "ddp":
+            # With stages that open later, DDP must look for parameters without gradients.
+            backend = "gloo" if hardware.accelerator == "cpu" else "nccl"
+            return DDPStrategy(
+                find_unused_parameters=stages_open_later, process_group_backend=backend
+            )
+        case "fsdp":
+            return FSDPStrategy(use_orig_params=True, state_dict_type="full")
+        case _:
+            return "auto"
+
+
+def _ignore_known_warnings() -> None:
+    """Silence what Lightning says about choices that are made on purpose here."""
+    known = (
+        r".*does not have many workers.*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*number of training batches .* is smaller than the logging interval.*",
+        r".*`weights_only` was not set.*",
+        r".*isinstance\(treespec, LeafSpec\).*",
+        r".*You're resuming from a checkpoint that ended before the epoch ended.*",
+    )
+    for message in known:
+        warnings.filterwarnings("ignore", message=message)

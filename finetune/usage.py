@@ -1,0 +1,130 @@
+"""What ``--help`` prints: verbs, config groups with their options, and examples."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from finetune.config import VERBS
+from finetune.validation import key_types
+
+_PACKAGE = Path(__file__).resolve().parent
+CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
+"""The config groups: inside an installed package, or beside the package in a checkout."""
+
+_SUMMARIES = {
+    "train": "fine-tune on a folder of labelled images",
+    "evaluate": "measure a trained run on a split or on another folder",
+    "predict": "label a file, a folder or a glob of images",
+    "export": "write the best model to a file that needs torch alone, and check it",
+    "inspect": "look at a folder of images before training on it",
+}
+_EXAMPLES = {
+    "train": (
+        "finetune train                                  the embedded digits, offline",
+        "finetune train dataset.root=~/flowers           your own folder: <root>/<class>/*.jpg",
+        "finetune train dataset.root=~/flowers model=resnet50 freeze=backbone optimizer.lr=3e-4",
+        "finetune train dataset=medical dataset.root=/data/xrays model.weights=r18.safetensors",
+        "finetune train -m model=resnet18,resnet34 seed=0,1",
+        "finetune train resume=runs/latest               go on after an interruption",
+    ),
+    "evaluate": (
+        "finetune evaluate run=runs/latest split=test",
+        "finetune evaluate run=runs/latest root=/data/other_hospital",
+    ),
+    "predict": (
+        "finetune predict run=runs/latest input=photos output=labels.csv",
+        "finetune predict run=runs/latest input='photos/**/*.jpg' output=labels.parquet",
+    ),
+    "export": ("finetune export run=runs/latest format=torchscript",),
+    "inspect": ("finetune inspect dataset.root=~/flowers",),
+}
+
+
+def overview() -> str:
+    """Return the text of ``finetune --help``."""
+    verbs = [f"  {verb:<10}{_SUMMARIES[verb]}" for verb in VERBS]
+    return "\n".join(
+        [
+            "Fine-tune pretrained image classifiers.",
+            "",
+            "Usage: finetune VERB [name=value …]",
+            "",
+            "Verbs:",
+            *verbs,
+            "",
+            "Groups of `train` and their options (group=option, group.key=value):",
+            *_group_lines("train", None),
+            "",
+            "Examples:",
+            *(f"  {_EXAMPLES[verb][0]}" for verb in VERBS),
+            "",
+            "finetune VERB --help lists every name of a verb.",
+            "",
+        ]
+    )
+
+
+def verb_help(verb: str, config_dir: Path | None = None) -> str:
+    """Return the text of ``finetune <verb> --help``."""
+    groups_of_verb = _group_lines(verb, config_dir)
+    keys = [key for key in key_types(VERBS[verb]) if "." in key or not _is_group(verb, key)]
+    plain = [key for key in keys if "." not in key]
+    grouped = [key for key in keys if "." in key and not key.endswith(".name")]
+    lines = [f"finetune {verb}: {_SUMMARIES[verb]}.", ""]
+    lines += [f"Usage: finetune {verb} [name=value …] [-m] [~group]", ""]
+    if groups_of_verb:
+        lines += ["Groups (group=option):", *groups_of_verb, ""]
+    lines += ["Names:", *_wrapped([*plain, *grouped, "config_dir"]), ""]
+    lines += ["Defaults:", *_defaults(verb), ""]
+    lines += ["Examples:", *(f"  {example}" for example in _EXAMPLES[verb]), ""]
+    lines += ["-m runs every combination of comma-separated values. ~logger takes a group away."]
+    lines += ["config_dir=PATH adds a folder with groups and options of your own.", ""]
+    return "\n".join(lines)
+
+
+def groups(config_dir: Path | None = None) -> list[str]:
+    """Name every config group of the package and of the user's own folder."""
+    folders = [CONF, *([config_dir] if config_dir else [])]
+    return sorted({path.name for folder in folders for path in folder.iterdir() if path.is_dir()})
+
+
+def group_options(group: str, config_dir: Path | None = None) -> list[str]:
+    """Name the options of a group, without those that begin with an underscore."""
+    folders = [CONF, *([config_dir] if config_dir else [])]
+    files = [path for folder in folders for path in (folder / group).glob("[!_]*.yaml")]
+    return sorted({path.stem for path in files}, key=_natural)
+
+
+def _natural(word: str) -> list[tuple[str, int]]:
+    """Order resnet18 before resnet101."""
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", word)]
+
+
+def _is_group(verb: str, key: str) -> bool:
+    return key in groups() and key in VERBS[verb].model_fields
+
+
+def _group_lines(verb: str, config_dir: Path | None) -> list[str]:
+    names = [name for name in VERBS[verb].model_fields if _is_group(verb, name)]
+    names += ["experiment"] if verb == "train" else []
+    return [f"  {name:<14}{' '.join(group_options(name, config_dir)) or '-'}" for name in names]
+
+
+def _defaults(verb: str) -> list[str]:
+    """Show the verb's own YAML file: its values are the defaults."""
+    values = yaml.safe_load((CONF / f"{verb}.yaml").read_text(encoding="utf-8"))
+    chosen = [entry for entry in values.pop("defaults", []) if isinstance(entry, dict)]
+    pairs = [f"{key}={value}" for entry in chosen for key, value in entry.items()]
+    pairs += [f"{key}={'null' if value is None else value}" for key, value in values.items()]
+    return _wrapped(pairs)
+
+
+def _wrapped(words: list[str], width: int = 96) -> list[str]:
+    lines, line = [], " "
+    for word in words:
+        if len(line) + len(word) + 1 > width:
+            lines.append(line)
+            line = " "
+        line += f" {word}"
+    return [*lines, line]

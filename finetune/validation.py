@@ -1,0 +1,157 @@
+"""Pydantic's findings in the user's words: the key as typed, the value, what was expected."""
+
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from finetune.errors import ConfigError, did_you_mean
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validate(model: type[Model], values: Mapping[str, Any]) -> Model:
+    """Build ``model`` from plain values.
+
+    Raises:
+        ConfigError: one line per wrong key: what was got and what is expected.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_lines(error, model))) from None
+
+
+def key_types(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Map every dotted key below ``model`` to its type; ``optimizer`` and ``optimizer.lr`` both.
+
+    Where a group has several shapes (``head=linear``, ``head=mlp``), the keys of all are there.
+    """
+    keys: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{name}"
+        keys[key] = field.annotation
+        for group in _models_in(field.annotation):
+            for inner, kind in key_types(group, f"{key}.").items():
+                keys.setdefault(inner, kind)
+    return keys
+
+
+def holds_path(kind: Any) -> bool:
+    """Tell whether a key of this type holds a file or folder."""
+    return kind is Path or any(holds_path(part) for part in get_args(kind))
+
+
+def _models_in(kind: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    elif get_origin(kind) in (Annotated, Union, types.UnionType):
+        for part in get_args(kind):
+            yield from _models_in(part)
+
+
+def _lines(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    keys = key_types(model)
+    expected: dict[str, list[str]] = {}
+    for finding in error.errors():
+        line, expectation = _describe(finding, keys, model)
+        expected.setdefault(line, []).extend([expectation] if expectation else [])
+    return [
+        f"{line}, expected {' or '.join(options)}." if options else line
+        for line, options in expected.items()
+    ]
+
+
+def _describe(
+    finding: Mapping[str, Any], keys: Mapping[str, Any], model: type[BaseModel]
+) -> tuple[str, str]:
+    """Return what was got and what was expected, which may have an alternative elsewhere."""
+    key = _key(finding["loc"], keys)
+    got, context, kind = finding["input"], finding.get("ctx", {}), finding["type"]
+    if kind == "extra_forbidden":
+        return _unknown(key, finding["loc"], keys, model), ""
+    if kind == "missing":
+        return f"{key}: missing; give {key}=VALUE.", ""
+    if kind == "value_error":
+        reason = str(context["error"])
+        return (f"{key}: {reason}." if key else f"{reason}."), ""
+    if kind == "union_tag_invalid":
+        options = context["expected_tags"].replace("'", "")
+        return f"{key}.name: got `{context['tag']}`", f"one of {options}"
+    return f"{key}: got {_show(got)}", _expected(kind, context, finding["msg"])
+
+
+def _expected(kind: str, context: Mapping[str, Any], message: str) -> str:
+    match kind:
+        case "greater_than":
+            return f"a number > {context['gt']:g}"
+        case "greater_than_equal":
+            return f"a number >= {context['ge']:g}"
+        case "less_than":
+            return f"a number < {context['lt']:g}"
+        case "less_than_equal":
+            return f"a number <= {context['le']:g}"
+        case "literal_error":
+            options = context["expected"].replace("'", "").replace(" or ", ", ")
+            return f"one of {options}" if "," in options else options
+        case "int_parsing" | "int_type" | "int_from_float":
+            return "a whole number"
+        case "float_parsing" | "float_type":
+            return "a number"
+        case "bool_parsing" | "bool_type":
+            return "true or false"
+        case "string_pattern_mismatch":
+            return "letters, digits, spaces, `.`, `_` and `-`, not first a space, dot or dash"
+        case _:
+            text = message.removeprefix("Input should be ").removeprefix("Value error, ")
+            return text[:1].lower() + text[1:]
+
+
+def _key(location: tuple[str | int, ...], keys: Mapping[str, Any]) -> str:
+    """Join a location to the key that a user types, without pydantic's names of union members."""
+    known = ""
+    for part in location:
+        longer = f"{known}.{part}" if known else str(part)
+        if longer in keys or not _is_member_name(str(part), known, keys):
+            known = longer
+    return known
+
+
+def _is_member_name(part: str, parent: str, keys: Mapping[str, Any]) -> bool:
+    kind = keys.get(parent)
+    tags = {
+        value
+        for group in _models_in(kind)
+        if "name" in group.model_fields
+        for value in get_args(group.model_fields["name"].annotation)
+    }
+    return (
+        part in tags
+        or part.startswith(("constrained-", "literal[", "function-"))
+        or (part in {"int", "float", "str", "bool"} and typing.get_origin(kind) is not dict)
+    )
+
+
+def _unknown(
+    key: str, location: tuple[str | int, ...], keys: Mapping[str, Any], model: type[BaseModel]
+) -> str:
+    group = str(location[0])
+    if key not in keys or len(location) < 3:
+        return f"{key}: no such key.{did_you_mean(key, key_types(model))}"
+    owners = [
+        f"{group}={member.model_fields['name'].annotation.__args__[0]}"  # type: ignore[union-attr]
+        for member in _models_in(keys[group])
+        if str(location[-1]) in member.model_fields
+    ]
+    return f"{key}: {group}={location[1]} has no such key; {', '.join(owners)} has."
+
+
+def _show(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"`{value}`" if isinstance(value, str) else str(value)

@@ -1,0 +1,234 @@
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.data.discover import Sample, discover_folder, discover_inputs, natural_key
+from finetune.errors import DataError
+
+
+def make(root, *paths):
+    for path in paths:
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    return root
+
+
+def paths_of(folder):
+    return [sample.path for sample in folder.samples]
+
+
+def test_classes_in_folders(tmp_path):
+    folder = discover_folder(make(tmp_path, "2/a.jpg", "10/x/y/b.PNG", "1/c.webp"))
+    assert folder.root == tmp_path
+    assert folder.class_names == ("1", "2", "10")
+    assert folder.samples == (
+        Sample("1/c.webp", "1", None),
+        Sample("10/x/y/b.PNG", "10", None),
+        Sample("2/a.jpg", "2", None),
+    )
+    assert folder.skipped == ()
+
+
+@pytest.mark.parametrize("val", ["val", "Valid", "VALIDATION"])
+def test_splits_in_folders(tmp_path, val):
+    make(tmp_path, "Train/a/1.jpg", "Train/b/2.jpg", f"{val}/a/3.jpg", "test/b/deep/4.jpg")
+    folder = discover_folder(tmp_path)
+    assert folder.class_names == ("a", "b")
+    found = {(sample.split, sample.class_name, sample.path) for sample in folder.samples}
+    assert found == {
+        ("train", "a", "Train/a/1.jpg"),
+        ("train", "b", "Train/b/2.jpg"),
+        ("val", "a", f"{val}/a/3.jpg"),
+        ("test", "b", "test/b/deep/4.jpg"),
+    }
+
+
+def test_train_alone_is_a_split(tmp_path):
+    folder = discover_folder(make(tmp_path, "train/a/1.jpg", "train/b/2.jpg"))
+    assert {sample.split for sample in folder.samples} == {"train"}
+
+
+def test_class_without_images_in_val_is_fine(tmp_path):
+    make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg", "val/b/notes.txt")
+    assert len(discover_folder(tmp_path).samples) == 3
+
+
+def test_left_overs_are_not_classes_and_not_samples(tmp_path):
+    make(
+        tmp_path,
+        *("a/1.jpg", "b/1.jpg", "a/._1.jpg", "a/.hidden/2.jpg", ".git/3.jpg", "__MACOSX/a/4.jpg"),
+        *(".ipynb_checkpoints/5.jpg", "a/.ipynb_checkpoints/6.jpg", "a/Thumbs.db", "a/7.txt"),
+        *("readme.md", "8.jpg"),
+    )
+    folder = discover_folder(tmp_path)
+    assert folder.class_names == ("a", "b")
+    assert paths_of(folder) == ["a/1.jpg", "b/1.jpg"]
+    assert [(item.path, item.reason) for item in folder.skipped] == [
+        ("8.jpg", "image outside a class folder"),
+        ("a/7.txt", "no image suffix"),
+        ("readme.md", "no image suffix"),
+    ]
+
+
+def test_symbolic_links_are_reported_and_not_followed(tmp_path):
+    make(tmp_path, "a/1.jpg", "b/1.jpg")
+    (tmp_path / "a/loop").symlink_to(tmp_path)
+    (tmp_path / "a/2.jpg").symlink_to(tmp_path / "a/1.jpg")
+    (tmp_path / "c").symlink_to(tmp_path / "b")
+    (tmp_path / "a/gone.jpg").symlink_to(tmp_path / "nowhere")
+    folder = discover_folder(tmp_path)
+    assert paths_of(folder) == ["a/1.jpg", "b/1.jpg"]
+    assert [item.path for item in folder.skipped] == ["a/2.jpg", "a/gone.jpg", "a/loop", "c"]
+    assert {item.reason for item in folder.skipped} == {"symbolic link, not followed"}
+
+
+def test_a_pipe_is_not_opened(tmp_path):
+    make(tmp_path, "a/1.jpg", "b/1.jpg")
+    os.mkfifo(tmp_path / "a/pipe.jpg")
+    folder = discover_folder(tmp_path)
+    assert paths_of(folder) == ["a/1.jpg", "b/1.jpg"]
+    assert folder.skipped[0].reason == "neither a file nor a folder"
+
+
+def test_names_that_are_not_utf8_survive(tmp_path):
+    make(tmp_path, "a/1.jpg", "b/1.jpg")
+    name = b'caf\xe9\n".jpg'
+    (tmp_path / "a" / os.fsdecode(name)).write_bytes(b"here")
+    folder = discover_folder(tmp_path)
+    [sample] = [sample for sample in folder.samples if sample.path != "a/1.jpg"][:1]
+    assert os.fsencode(sample.path) == b"a/" + name
+    assert (folder.root / sample.path).read_bytes() == b"here"
+
+
+def test_listing_order_does_not_matter(tmp_path, monkeypatch):
+    make(tmp_path, *(f"{c}/{d}/{i}.jpg" for c in "abc" for d in "xy" for i in range(5)), "n.txt")
+    straight = discover_folder(tmp_path)
+    scandir = os.scandir
+
+    class Reversed:
+        def __init__(self, path):
+            with scandir(path) as entries:
+                self.entries = list(entries)[::-1]
+
+        def __enter__(self):
+            return self.entries
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(os, "scandir", Reversed)
+    assert discover_folder(tmp_path) == straight
+
+
+def test_ten_thousand_files_take_less_than_a_second(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(5000):
+            os.close(os.open(tmp_path / name / f"{index}.jpg", os.O_CREAT))
+    start = time.process_time()
+    assert len(discover_folder(tmp_path).samples) == 10_000
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        ([], "is empty"),
+        (["notes.txt"], r"no class folders \(notes.txt: no image suffix\)"),
+        (["1.jpg", "2.jpg"], "has 2 images but no class folders.*<class>/<image>"),
+        (["a/1.jpg"], 'one class folder, "a"; classification needs at least two'),
+        (["a/b/1.jpg", "a/c/1.jpg"], "one class folder.*Did you mean `.*/a`"),
+        (["train/a/1.jpg", "val/a/2.jpg"], 'train has one class folder, "a"'),
+        (["a/1.jpg", "b/1.jpg", "c/x.txt"], "/c holds no image"),
+        (["train/a/1.jpg", "train/b/x.txt", "val/b/1.jpg"], "train/b holds no image"),
+        (["train/1.jpg", "val/a/1.jpg"], "train has 1 images but no class folders"),
+        (["val/a/1.jpg", "test/a/1.jpg"], "has test and val but no train"),
+        (["train/a/1.jpg", "cat/1.jpg", "dog/1.jpg"], r"splits \(train\) with others \(cat, dog\)"),
+        (["train/a/1", "val/a/1", "valid/a/1"], "val and valid both mean val"),
+        (
+            ["train/bees/1.jpg", "train/ants/1.jpg", "val/bee/1.jpg"],
+            "val has the class bee, which .*train lacks; .*ants, bees. Did you mean `bees`",
+        ),
+    ],
+)
+def test_mistakes_are_named(tmp_path, paths, message):
+    with pytest.raises(DataError, match=f"(?s){message}"):
+        discover_folder(make(tmp_path, *paths))
+
+
+def test_root_that_is_no_folder(tmp_path):
+    make(tmp_path, "medical/a/1.jpg")
+    with pytest.raises(DataError, match=r"medcal: no such folder. Did you mean `medical`"):
+        discover_folder(tmp_path / "medcal")
+    with pytest.raises(DataError, match="is a file; expected a folder"):
+        discover_folder(tmp_path / "medical/a/1.jpg")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_folder_that_cannot_be_listed(tmp_path):
+    make(tmp_path, "a/1.jpg", "b/1.jpg")
+    (tmp_path / "b").chmod(0)
+    with pytest.raises(DataError, match="cannot be listed: Permission denied"):
+        discover_folder(tmp_path)
+
+
+def test_inputs_file(tmp_path):
+    make(tmp_path, "a[1].jpg", "scan.dcm")
+    for name in ("a[1].jpg", "scan.dcm"):
+        assert discover_inputs(str(tmp_path / name)) == [tmp_path / name]
+
+
+def test_inputs_folder(tmp_path):
+    make(tmp_path, "10.jpg", "9.jpg", "x/2.png", "x/note.txt", ".y/3.jpg", "x/._4.jpg")
+    (tmp_path / "x/loop").symlink_to(tmp_path)
+    assert discover_inputs(str(tmp_path)) == [tmp_path / p for p in ("9.jpg", "10.jpg", "x/2.png")]
+
+
+def test_inputs_glob(tmp_path, monkeypatch):
+    make(tmp_path, "a/10.jpg", "a/9.jpg", "a/b/1.jpg", "a/n.txt", "a/.h/5.jpg", "a/._9.jpg")
+    (tmp_path / "a/loop").symlink_to(tmp_path / "a")
+    assert discover_inputs(f"{tmp_path}/a/*") == [tmp_path / "a/9.jpg", tmp_path / "a/10.jpg"]
+    everything = [Path("a/9.jpg"), Path("a/10.jpg"), Path("a/b/1.jpg")]
+    monkeypatch.chdir(tmp_path)
+    assert discover_inputs("**/*.jpg") == everything
+    assert discover_inputs("a/**/*.j?g") == everything
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("", "no such file"),
+        ("photo.jpg", "no such file or folder. Did you mean `photos`"),
+        ("photos", "holds no image; expected files ending in .avif"),
+        ("photos/*.jpg", "no image matches"),
+        ("photos/**.jpg", "not a glob"),
+        ("nowhere/**/*.jpg", "no image matches"),
+    ],
+)
+def test_inputs_that_match_nothing(tmp_path, monkeypatch, pattern, message):
+    make(tmp_path, "photos/readme.txt")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=message):
+        discover_inputs(pattern)
+
+
+@given(st.lists(st.text(), unique=True))
+def test_natural_order_is_total(words):
+    assert len({natural_key(word) for word in words}) == len(words)
+    assert sorted(words, key=natural_key) == sorted(reversed(words), key=natural_key)
+
+
+@given(st.integers(0), st.integers(0))
+def test_natural_order_of_numbers(a, b):
+    assert (natural_key(f"x{a}y") < natural_key(f"x{b}y")) == (a < b)
+
+
+def test_natural_order_of_words():
+    words = ["b", "A", "a10", "a2", "a02", "10", "9", "Z" * 3 + "9" * 5000]
+    expected = ["9", "10", "A", "a02", "a2", "a10", "b", "Z" * 3 + "9" * 5000]
+    assert sorted(words, key=natural_key) == expected

@@ -1,0 +1,284 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+from torch import Tensor, multiprocessing
+
+from finetune.errors import DataError, FinetuneError
+from finetune.evaluation.metrics import Metrics, classification_metrics, training_metrics
+
+Case = tuple[Tensor, Tensor]
+
+# A time limit per example fails on a busy machine.
+relaxed = settings(deadline=None, max_examples=50)
+
+
+@st.composite
+def cases(draw: st.DrawFn, max_classes: int = 8) -> Case:
+    """Probabilities and labels, often with classes that have no image or no prediction."""
+    num_classes = draw(st.integers(2, max_classes))
+    n = draw(st.integers(1, 30))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    present = draw(
+        st.lists(st.integers(0, num_classes - 1), min_size=1, max_size=num_classes, unique=True)
+    )
+    # Few distinct logits make ties, which must be ranked as scikit-learn ranks them.
+    logits = (
+        rng.integers(-3, 4, (n, num_classes))
+        if draw(st.booleans())
+        else rng.normal(size=(n, num_classes))
+    )
+    probabilities = torch.from_numpy(logits.astype(np.float64)).softmax(1)
+    return probabilities, torch.from_numpy(rng.choice(present, n))
+
+
+def names(probabilities: Tensor) -> list[str]:
+    return [f"class {index}" for index in range(probabilities.shape[1])]
+
+
+def measure(case: Case) -> Metrics:
+    return classification_metrics(*case, names(case[0]))
+
+
+def same(ours: float | None, theirs: float) -> bool:
+    return np.isnan(theirs) if ours is None else bool(np.isclose(ours, theirs, atol=1e-6))
+
+
+@relaxed
+@given(cases())
+def test_counts_and_scores_equal_scikit_learn(case: Case) -> None:
+    probabilities, labels = case[0].numpy(), case[1].numpy()
+    predicted, present = probabilities.argmax(1), np.unique(labels)
+    ours = measure(case)
+    assert ours.n == len(labels)
+    assert same(ours.accuracy, sk.accuracy_score(labels, predicted))
+    for score, theirs, zero_division in (
+        (ours.balanced_accuracy, sk.recall_score, np.nan),
+        (ours.macro_recall, sk.recall_score, np.nan),
+        (ours.macro_precision, sk.precision_score, np.nan),
+        (ours.macro_f1, sk.f1_score, 0),
+    ):
+        expected = theirs(
+            labels, predicted, labels=present, average="macro", zero_division=zero_division
+        )
+        assert same(score, expected), theirs.__name__
+    every = np.arange(probabilities.shape[1])
+    expected = sk.confusion_matrix(labels, predicted, labels=every)
+    assert np.array_equal(np.array(ours.confusion_matrix), expected)
+    assert same(ours.log_loss, sk.log_loss(labels, probabilities, labels=every))
+
+
+@relaxed
+@given(cases())
+def test_per_class_scores_equal_scikit_learn_and_none_where_undefined(case: Case) -> None:
+    probabilities, labels = case[0].numpy(), case[1].numpy()
+    predicted = probabilities.argmax(1)
+    for index, row in enumerate(measure(case).per_class):
+        is_true, is_predicted = labels == index, predicted == index
+        assert (row.support, row.predicted) == (is_true.sum(), is_predicted.sum())
+        assert (row.precision is None) == (not is_predicted.any())
+        assert (row.recall is None) == (row.f1 is None) == (not is_true.any())
+        assert (row.auroc is None) == (is_true.all() or not is_true.any())
+        if row.precision is not None:
+            assert same(row.precision, sk.precision_score(is_true, is_predicted, zero_division=0))
+        if row.recall is not None and row.f1 is not None:
+            assert same(row.recall, sk.recall_score(is_true, is_predicted))
+            assert same(row.f1, sk.f1_score(is_true, is_predicted, zero_division=0))
+        if row.auroc is not None:
+            assert same(row.auroc, sk.roc_auc_score(is_true, probabilities[:, index]))
+
+
+@relaxed
+@given(cases())
+def test_auroc_is_macro_over_what_is_defined(case: Case) -> None:
+    ours = measure(case)
+    defined = [row.auroc for row in ours.per_class if row.auroc is not None]
+    if len(ours.per_class) == 2:
+        assert ours.auroc == ours.per_class[1].auroc
+    elif not defined:
+        assert ours.auroc is None
+    else:
+        assert ours.auroc == pytest.approx(np.mean(defined))
+
+
+@relaxed
+@given(cases(max_classes=9))
+def test_top5_counts_only_with_more_than_five_classes(case: Case) -> None:
+    probabilities, labels = case
+    ours = measure(case)
+    if probabilities.shape[1] <= 5:
+        assert ours.top5_accuracy is None
+        return
+    of_true = probabilities.gather(1, labels[:, None])
+    # Ties may be ranked either way.
+    surely = ((probabilities >= of_true).sum(1) <= 5).double().mean().item()
+    perhaps = ((probabilities > of_true).sum(1) < 5).double().mean().item()
+    assert ours.top5_accuracy is not None
+    assert surely - 1e-6 <= ours.top5_accuracy <= perhaps + 1e-6
+
+
+@relaxed
+@given(cases())
+def test_to_dict_is_plain_json(case: Case) -> None:
+    ours = measure(case)
+    plain = ours.to_dict()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain["macro_f1"] == ours.macro_f1
+    assert plain["confusion_matrix"] == [list(row) for row in ours.confusion_matrix]
+
+
+def test_a_perfect_model_is_perfect_although_a_class_is_absent() -> None:
+    labels = torch.tensor([0, 0, 2, 2])
+    ours = classification_metrics(torch.eye(3)[labels], labels, ["ant", "bee", "wasp"])
+    assert ours.absent_classes == ("bee",)
+    assert (ours.macro_f1, ours.balanced_accuracy, ours.auroc) == (1, 1, 1)
+    assert ours.per_class[1].f1 is None
+    assert ours.log_loss == 0
+
+
+def test_a_class_never_predicted_has_no_precision_and_an_f1_of_zero() -> None:
+    labels = torch.tensor([0, 0, 0, 1])
+    ours = classification_metrics(torch.tensor([[0.9, 0.1]] * 4), labels, ["well", "ill"])
+    assert ours.never_predicted_classes == ("ill",)
+    assert ours.per_class[1].precision is None
+    assert ours.per_class[1].f1 == 0
+    assert ours.macro_precision == 0.75
+    assert ours.macro_f1 == pytest.approx(0.5 * 6 / 7)
+
+
+def test_sensitivity_is_of_the_second_class() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 1, 1])
+    predicted = torch.tensor([0, 0, 0, 1, 1, 0])
+    ours = classification_metrics(torch.eye(2)[predicted], labels, ["normal", "pneumonia"])
+    assert ours.positive_class == "pneumonia"
+    assert ours.sensitivity == 0.5
+    assert ours.specificity == 0.75
+
+
+def test_three_classes_have_no_sensitivity() -> None:
+    ours = classification_metrics(torch.eye(3), torch.arange(3), ["a", "b", "c"])
+    assert (ours.positive_class, ours.sensitivity, ours.specificity) == (None, None, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_precision_of_the_softmax_does_not_matter(dtype: torch.dtype) -> None:
+    logits = torch.randn(200, 50, generator=torch.Generator().manual_seed(0)) * 5
+    labels = logits.argmax(1)
+    ours = classification_metrics(
+        logits.to(dtype).softmax(1), labels, [str(index) for index in range(50)]
+    )
+    assert ours.accuracy > 0.97
+    assert ours.auroc is not None
+    assert ours.auroc > 0.99
+
+
+def test_a_certain_mistake_costs_36_nats() -> None:
+    ours = classification_metrics(torch.tensor([[1.0, 0.0]]), torch.tensor([1]), ["a", "b"])
+    assert ours.log_loss == pytest.approx(36.04, abs=0.01)
+
+
+def test_no_image_is_the_users_mistake() -> None:
+    with pytest.raises(DataError, match="no image"):
+        classification_metrics(torch.empty(0, 2), torch.empty(0, dtype=torch.int64), ["a", "b"])
+
+
+def test_a_model_that_answers_nan_is_named() -> None:
+    broken = torch.tensor([[0.5, 0.5], [float("nan"), 0.5]])
+    with pytest.raises(FinetuneError, match="1 of 2 images"):
+        classification_metrics(broken, torch.tensor([0, 1]), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "class_names", "message"),
+    [
+        ([[0.5, 0.5]], [0], ["a"], "at least two"),
+        ([[0.5, 0.5]], [0], ["a", "b", "c"], r"expected \[N, 3\]"),
+        ([[0.5, 0.5]], [0, 1], ["a", "b"], r"expected \[1\]"),
+        ([[0.5, 0.5]], [0.0], ["a", "b"], "int64"),
+        ([[0.5, 0.5]], [2], ["a", "b"], "expected 0 to 1"),
+        ([[0.5, 0.5]], [-1], ["a", "b"], "expected 0 to 1"),
+        ([[2.5, -1.5]], [0], ["a", "b"], "softmax"),
+        ([[3.0, 0.5]], [0], ["a", "b"], "softmax"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(
+    probabilities: list[list[float]], labels: list[float], class_names: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        classification_metrics(torch.tensor(probabilities), torch.tensor(labels), class_names)
+
+
+@relaxed
+@given(cases(), st.integers(1, 7))
+def test_training_metrics_by_batch_equal_those_of_the_whole(case: Case, batch_size: int) -> None:
+    probabilities, labels = case
+    collection = training_metrics(probabilities.shape[1])
+    for start in range(0, len(labels), batch_size):
+        stop = start + batch_size
+        collection.update(probabilities[start:stop], labels[start:stop])
+    ours = measure(case)
+    expected = {
+        "accuracy": ours.accuracy,
+        "balanced_accuracy": ours.balanced_accuracy,
+        "macro_f1": ours.macro_f1,
+    }
+    got = {name: value.item() for name, value in collection.compute().items()}
+    assert got == pytest.approx(expected, abs=1e-6)
+
+
+def test_training_metrics_start_anew_after_reset_and_take_a_prefix() -> None:
+    collection = training_metrics(3).clone(prefix="val_")
+    collection.update(torch.eye(3), torch.tensor([1, 2, 0]))
+    collection.reset()
+    collection.update(torch.eye(3), torch.tensor([0, 1, 2]))
+    assert {name: value.item() for name, value in collection.compute().items()} == {
+        "val_accuracy": 1,
+        "val_balanced_accuracy": 1,
+        "val_macro_f1": 1,
+    }
+
+
+def test_training_metrics_count_each_batch_once() -> None:
+    collection = training_metrics(3)
+    for _ in range(2):
+        collection.update(torch.eye(3), torch.arange(3))
+    assert len(collection.compute_groups) == 1
+
+
+def _count_in_process(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    collection = training_metrics(3)
+    # Only the first process sees class 0, only the second sees class 1; class 2 is absent.
+    collection.update(
+        torch.eye(3)[[0, 0, 1]] if rank == 0 else torch.eye(3)[[1, 2]],
+        torch.full((3 - rank,), rank),
+    )
+    values = {name: value.item() for name, value in collection.compute().items()}
+    Path(folder, f"{rank}.json").write_text(json.dumps(values))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the test's processes are forked")
+def test_training_metrics_sum_over_processes(tmp_path: Path) -> None:
+    multiprocessing.start_processes(
+        _count_in_process, (str(tmp_path),), nprocs=2, start_method="fork"
+    )
+    labels, predicted = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 0, 1, 1, 2])
+    ours = classification_metrics(torch.eye(3)[predicted], labels, ["a", "b", "c"])
+    for rank in (0, 1):
+        values = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert values == pytest.approx(
+            {
+                "accuracy": ours.accuracy,
+                "balanced_accuracy": ours.balanced_accuracy,
+                "macro_f1": ours.macro_f1,
+            }
+        )
