@@ -124,8 +124,17 @@ def decode_image(source: Path | bytes, *, max_megapixels: float = 200) -> npt.ND
                 f"{image.width} x {image.height} pixels are {megapixels:.4g} megapixels, "
                 f"expected at most max_megapixels={max_megapixels:g}"
             )
-        image.load()
-        return np.ascontiguousarray(_to_rgb(_upright(image)))
+        return image_to_rgb(image)
+
+
+def image_to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Turn an open Pillow image into ``[H, W, 3]`` RGB by the same rules as a file.
+
+    Raises:
+        ImageError: it holds values that are not finite.
+    """
+    image.load()
+    return np.ascontiguousarray(_to_rgb(_upright(image)))
 
 
 def read_header(source: Path | bytes) -> ImageHeader:
@@ -141,14 +150,15 @@ def read_header(source: Path | bytes) -> ImageHeader:
 @contextmanager
 def _open(source: Path | bytes) -> Iterator[ImageFile.ImageFile]:
     """Open an image; whatever Pillow raises on damage, inside the block too, is an ImageError."""
+    file: BinaryIO
     try:
-        with (
-            _pillow_does_not_warn(),
-            io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file,
-            # Image.open has a pixel limit of its own in a global of Pillow's, and would start
-            # Ghostscript for an EPS file with the suffix .jpg.
-            _find_reader(file)(file, "") as image,
-        ):
+        file = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+    except OSError as error:
+        raise ImageError(_describe(error)) from error
+    try:
+        # Image.open has a pixel limit of its own in a global of Pillow's, and would start
+        # Ghostscript for an EPS file with the suffix .jpg.
+        with file, _pillow_does_not_warn(), _find_reader(file)(file, "") as image:
             yield image
     except ImageError:
         raise

@@ -204,19 +204,16 @@ class MacroF1(MulticlassStatScores):
 def training_metrics(num_classes: int) -> MetricCollection:
     """Make the metrics that a training loop updates batch by batch.
 
-    ``update(logits [B, C], labels [B] int64)`` stays on the device; ``compute()`` sums the counts over all processes and gives scalars named ``accuracy``,
-    ``balanced_accuracy`` and ``macro_f1``, equal to those of ``classification_metrics``.
-    ``clone(prefix="val_")`` renames them.
+    ``update(logits [B, C], labels [B] int64)`` stays on the device; ``compute()`` sums
+    the counts over all processes and gives scalars named ``accuracy``, ``balanced_accuracy`` and
+    ``macro_f1``, equal to those of ``classification_metrics``. ``clone(prefix="val_")`` renames.
 
     Args:
         num_classes: >= 2.
     """
+    arguments: dict[str, Any] = {"num_classes": num_classes, "average": None}
     # Argument checks read the labels back from the device in every step.
-    arguments: dict[str, Any] = {
-        "num_classes": num_classes,
-        "average": None,
-        "validate_args": False,
-    }
+    arguments["validate_args"] = False
     return MetricCollection(
         {
             "accuracy": Accuracy(**arguments),

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from finetune.data.decode import decode_image
+from finetune.data.decode import decode_image, image_to_rgb
 from finetune.data.preprocess import Preprocess
 from finetune.errors import DataError, FinetuneError, ImageError, ModelError
 from finetune.models.backbones import create_backbone, describe_backbone
@@ -284,7 +284,7 @@ def _as_tensor(image: ImageLike, max_megapixels: float) -> Tensor:
         array = image
     elif isinstance(image, PIL.Image.Image):
         # The same rules for modes, alpha and orientation as for files.
-        array = decode_image(image, max_megapixels=max_megapixels)
+        array = image_to_rgb(image)
     else:
         try:
             array = decode_image(Path(image), max_megapixels=max_megapixels)

@@ -78,7 +78,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_processes_at_once(tmp_path):
     root = tmp_path / "digits"
-    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("fork")) as pool:
-        list(pool.map(write_digits, [root] * 4))
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as pool:
+        list(pool.map(write_digits, [root] * 2))
     assert len(discover_folder(root).samples) == NUM_IMAGES
     assert names(tmp_path) == ["digits"]
