@@ -9,7 +9,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -17,13 +18,14 @@ from typing import Any
 
 import yaml
 
-from finetune.config import VERBS
+from finetune.config import VERBS, expand_home
 from finetune.errors import ConfigError, FinetuneError, RunError, did_you_mean
 from finetune.usage import CONF, group_options, groups, overview, verb_help
-from finetune.validation import holds_path, key_types, validate
+from finetune.validation import holds_path, holds_text, key_types, validate
 
 INTERRUPTED = 130
 CHANGEABLE_ON_RESUME = ("debug", "dataset.workers")
+OPTIONAL = ("experiment", "logger")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wants_traceback = "debug=true" in (word.lower() for word in words)
     try:
         _dispatch(words)
+        sys.stdout.flush()
     except FinetuneError as error:
         if wants_traceback:
             traceback.print_exc()
@@ -58,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("Interrupted.\n")
         return INTERRUPTED
     except BrokenPipeError:  # `finetune predict … | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError):  # a stand-in for stdout has no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001 - the last resort: a message, never a traceback
         if wants_traceback:
@@ -137,7 +141,10 @@ def run_verb(verb: str, words: Sequence[str]) -> Any:
 
 
 def _run(verb: str, values: dict[str, Any], as_yaml: str) -> Any:
-    config = validate(VERBS[verb], values)
+    own = VERBS[verb].model_fields
+    # A dataset option also chooses what a training needs, and `inspect` has no model.
+    needless = set(VERBS["train"].model_fields) - set(own)
+    config = validate(VERBS[verb], {k: v for k, v in values.items() if k not in needless})
     return import_module(f"finetune.commands.{verb}").run(config, as_yaml)
 
 
@@ -147,7 +154,7 @@ def _tokens(verb: str, words: Sequence[str]) -> tuple[list[Token], bool]:
         if word in ("-m", "--multirun"):
             is_multirun = True
             continue
-        match = re.fullmatch(r"(~|\+{0,2})([^=~+\s-][^=]*)(?:=(.*))?", word, re.DOTALL)
+        match = re.fullmatch(r"(~|\+{0,2})(\w[\w./@:-]*)(?:=(.*))?", word, re.DOTALL)
         if match is None or (match[3] is None and match[1] != "~"):
             raise ConfigError(
                 f"{word}: expected name=value, ~name, -m or --help; "
@@ -162,17 +169,18 @@ def _folder(tokens: Sequence[Token], key: str) -> Path | None:
     given = [token.value for token in tokens if token.key == key and token.value != "null"]
     if not given:
         return None
-    folder = Path((given[-1] or "").strip("'\"")).expanduser().resolve()
-    if not folder.is_dir():
-        raise ConfigError(f"{key}: got {given[-1]}, expected a folder that exists.")
-    return folder
+    typed = given[-1] or ""
+    folder = expand_home(Path(typed[1:-1] if _is_quoted(typed) else typed))
+    if not typed or not folder.is_dir():
+        raise ConfigError(f"{key}: got `{typed}`, expected a folder that exists.")
+    return folder.resolve()
 
 
 def _prepare(
     verb: str, tokens: Sequence[Token], config_dir: Path | None, *, is_multirun: bool
 ) -> list[Token]:
     """Check every key and option, and write values as Hydra's grammar wants them."""
-    keys = key_types(VERBS[verb])
+    keys = key_types(VERBS[verb]) | ({"experiment": str} if verb == "train" else {})
     options = {group: group_options(group, config_dir) for group in groups(config_dir)}
     prepared = [_prepare_one(token, keys, options, is_multirun=is_multirun) for token in tokens]
     typed = {token.key for token in tokens}
@@ -182,53 +190,79 @@ def _prepare(
 
 
 def _prepare_one(
-    token: Token, keys: dict[str, Any], options: dict[str, list[str]], *, is_multirun: bool
+    token: Token, keys: Mapping[str, Any], options: Mapping[str, list[str]], *, is_multirun: bool
 ) -> Token:
-    if token.key.startswith("hydra") or "@" in token.key or token.value is None:
+    if token.key.startswith("hydra") or "@" in token.key:
         return token
-    if token.key in options and token.key in {*keys, "experiment"}:
+    is_new = token.prefix.startswith("+")
+    if not is_new and token.key not in keys:
+        hint = did_you_mean(token.key, [*keys, "config_dir"])
+        raise ConfigError(f"{token.key}: no such key.{hint}")
+    if token.prefix == "~":
+        return token
+    if token.key in options:
         _check_option(token, options[token.key], is_multirun=is_multirun)
-        return token
-    if token.prefix != "+" and token.key not in keys:
-        raise ConfigError(f"{token.key}: no such key.{did_you_mean(token.key, keys)}")
+        return replace(token, prefix="") if token.key in keys else token
     # `++`: whether a key exists is pydantic's to say, which says it in the user's words.
-    return replace(
-        token,
-        prefix="++",
-        value=_as_grammar(token, is_path=holds_path(keys.get(token.key)), is_sweep=is_multirun),
-    )
+    kind = keys.get(token.key)
+    return replace(token, prefix="++", value=_as_grammar(token, kind, is_sweep=is_multirun))
 
 
 def _check_option(token: Token, options: Sequence[str], *, is_multirun: bool) -> None:
     given = (token.value or "").split(",") if is_multirun else [token.value or ""]
-    allowed = [*options, "null"] if token.key in ("experiment", "logger") else options
+    allowed = [*options, "null"] if token.key in OPTIONAL else options
     for option in given:
-        if option.strip() not in allowed:
+        if option.strip() in allowed:
+            continue
+        if all(part.strip() in allowed for part in option.split(",")):
+            raise ConfigError(f"{_several(token.key, option)}.")
+        if not options:
             raise ConfigError(
-                f"{token.key}: got `{option}`, expected one of {', '.join(options) or 'none yet'}."
-                f"{did_you_mean(option, options)}"
+                f"{token.key}: got `{option}`, but there is none yet; config_dir=FOLDER adds your "
+                f"own: FOLDER/{token.key}/{option}.yaml."
             )
+        raise ConfigError(
+            f"{token.key}: got `{option}`, expected one of {', '.join(options)}."
+            f"{did_you_mean(option, options)}"
+        )
 
 
-def _as_grammar(token: Token, *, is_path: bool, is_sweep: bool) -> str:
-    """Quote a value that Hydra's grammar would misread: ``~/x``, ``a (1)``, ``x,y``, ``007``."""
+def _several(key: str, value: str) -> str:
+    return f"{key}: got several values, `{value}`; put -m before them to run each (make: ARGS=-m)"
+
+
+def _as_grammar(token: Token, kind: Any, *, is_sweep: bool) -> str:
+    """Quote a value that Hydra's grammar would misread: ``~/x``, ``a (1)``, a name ``1e5``."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     value = token.value or ""
-    is_quoted = len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]
-    if is_path and not is_quoted and value != "null" and not (is_sweep and "," in value):
-        return _quoted(value)
+    is_path, is_text = holds_path(kind), holds_text(kind)
     try:
-        parsed = OverridesParser.create().parse_override(f"{token.key}={value}")
-    except OverrideParseException:
-        return _quoted(value)
-    if parsed.is_sweep_override() and not is_sweep:
+        override = OverridesParser.create().parse_override(f"{token.key}={value}")
+    except HydraException:
+        return _quoted_each(value) if is_sweep else _quoted(value)
+    if override.is_sweep_override():
+        if is_sweep:
+            is_plain = not set("'\"()[]{}").intersection(value)
+            return _quoted_each(value) if is_plain and (is_path or is_text) else value
+        if is_path:
+            return _quoted(value)
         raise ConfigError(
-            f"{token.key}: got several values, `{value}`; put -m before them to run each "
-            f"(make: ARGS=-m), or quote one value with a comma: {token.key}=\"'{value}'\"."
+            f"{_several(token.key, value)}, or quote one value with a comma: "
+            f"{token.key}=\"'{value}'\"."
         )
-    return value
+    # `1_000` is a name as good as any, and no number.
+    is_misread = is_path or (is_text and not isinstance(override.value(), str))
+    return value if value == "null" or _is_quoted(value) or not is_misread else _quoted(value)
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]
+
+
+def _quoted_each(values: str) -> str:
+    return ",".join(v if v == "null" else _quoted(v) for v in values.split(","))
 
 
 def _quoted(text: str) -> str:
@@ -238,14 +272,16 @@ def _quoted(text: str) -> str:
 
 def _combinations(tokens: Sequence[Token]) -> Iterator[list[Token]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
     choices = []
     for token in tokens:
-        override = OverridesParser.create().parse_override(str(token))
-        if not override.is_sweep_override():
-            choices.append([token])
-            continue
-        choices.append([replace(token, value=value) for value in override.sweep_string_iterator()])
+        values = [token.value]
+        with suppress(HydraException):  # which `_compose` meets again, and reports
+            override = OverridesParser.create().parse_override(str(token))
+            if override.is_sweep_override():
+                values = list(override.sweep_string_iterator())
+        choices.append([replace(token, value=value) for value in values])
     yield from ([*job] for job in itertools.product(*choices))
 
 
@@ -254,14 +290,25 @@ def _compose(
 ) -> tuple[dict[str, Any], str]:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
-    words = [str(token) for token in tokens]
+    # Hydra takes `logger: null` from a file, and from a command line `~logger` alone.
+    words = [
+        f"~{token.key}" if token.key in OPTIONAL and token.value == "null" else str(token)
+        for token in tokens
+    ]
     if config_dir is not None:
         words.append(f"hydra.searchpath=[{_quoted(f'file://{config_dir}')}]")
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return _plain(compose(verb, overrides=words))
-    except HydraException as error:
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        yaml.YAMLError,
+        OSError,
+        ValueError,  # what Hydra raises for a file that is no mapping, or no text
+    ) as error:
         message = str(error).split("\nConfig search path")[0]
         raise ConfigError(re.sub(r"\s*\n\s*", " ", message).strip()) from None
 
@@ -274,7 +321,8 @@ def _plain(config: Any) -> tuple[dict[str, Any], str]:
     try:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).split("\n")[0]) from None
+        reason = str(error).split("\n")[0].split("resolving interpolation: ")[-1].strip('"')
+        raise ConfigError(f"{error.full_key}: {reason}.") from None
     if not isinstance(values, dict):
         raise ConfigError("The configuration is no mapping of names to values.")
     as_yaml = OmegaConf.to_yaml(config, resolve=False)
@@ -283,7 +331,7 @@ def _plain(config: Any) -> tuple[dict[str, Any], str]:
 
 def _resumed(run: Path, tokens: Sequence[Token]) -> tuple[dict[str, Any], str]:
     """Read the settings of the run that goes on; its course cannot be changed."""
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     path = run / "config.yaml"
     if not path.is_file():
@@ -292,6 +340,8 @@ def _resumed(run: Path, tokens: Sequence[Token]) -> tuple[dict[str, Any], str]:
         config = OmegaConf.load(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RunError(f"resume: {path} cannot be read: {error}") from None
+    if not isinstance(config, DictConfig) or not config:
+        raise RunError(f"resume: {path} holds no settings; it is damaged.")
     for token in tokens:
         if token.key not in ("resume", *CHANGEABLE_ON_RESUME):
             raise ConfigError(
@@ -299,6 +349,13 @@ def _resumed(run: Path, tokens: Sequence[Token]) -> tuple[dict[str, Any], str]:
                 f"it may change {', '.join(CHANGEABLE_ON_RESUME)}."
             )
         if token.key != "resume":
-            OmegaConf.update(config, token.key, yaml.safe_load(token.value or ""))
+            OmegaConf.update(config, token.key, _from_yaml(token.value or ""))
     OmegaConf.update(config, "resume", str(run))
     return _plain(config)
+
+
+def _from_yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text  # and pydantic says what is expected

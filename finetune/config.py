@@ -4,17 +4,47 @@ The values live in ``conf/`` (YAML, composed by Hydra in ``cli``); the types, ra
 live here. Nothing has a default in both places: a key that a YAML file forgets is an error.
 """
 
+import os.path
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
-ExpandedPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
+
+def expand_home(path: Path) -> Path:
+    """Put the home folder for ``~`` and ``~user``; a name such as ``~backup`` stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's own fails without that user
+
+
+def _not_empty(value: Any) -> Any:
+    if value == "":
+        raise ValueError("got nothing, expected a file or folder")
+    return value
+
+
+ExpandedPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(expand_home)]
 """A file or folder; ``~`` stands for the home folder. ``cli`` takes such a value literally."""
 
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Workers = Annotated[int, Field(ge=0, le=256)] | Literal["auto"]
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):  # pydantic would take early_stopping_patience=true for 1
+        raise PydanticKnownError("float_type")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_bool)]
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Fraction = Annotated[Number, Field(gt=0, le=1)]
+Workers = Annotated[Whole, Field(ge=0, le=256)] | Literal["auto"]
 """Processes that decode images; 0 decodes in the main process, ``auto`` follows the cores."""
 
 Monitor = Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"]
@@ -24,7 +54,9 @@ SplitName = Literal["train", "val", "test"]
 class Group(BaseModel):
     """Settings that are complete, known by name, and never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False
+    )
 
 
 class DatasetConfig(Group):
@@ -45,10 +77,10 @@ class DatasetConfig(Group):
     source: Literal["folder", "digits"]
     name: str | None = Field(pattern=r"^[\w][\w .-]*$")
     root: ExpandedPath | None
-    val_fraction: float = Field(gt=0, lt=1)
-    test_fraction: float = Field(ge=0, lt=1)
+    val_fraction: Number = Field(gt=0, lt=1)
+    test_fraction: Number = Field(ge=0, lt=1)
     monitor: Monitor
-    max_megapixels: float = Field(gt=0)
+    max_megapixels: Number = Field(gt=0)
     workers: Workers
 
     @model_validator(mode="after")
@@ -87,7 +119,7 @@ class ModelConfig(Group):
     backbone: str = Field(min_length=1)
     pretrained: bool
     weights: ExpandedPath | None
-    image_size_px: int | None = Field(ge=16, le=2048)
+    image_size_px: Whole | None = Field(ge=16, le=2048)
     resize_mode: Literal["crop", "pad", "squash"]
 
 
@@ -95,23 +127,23 @@ class LinearHeadConfig(Group):
     """``head=linear``: dropout and one linear layer."""
 
     name: Literal["linear"]
-    dropout: float = Field(ge=0, lt=1)
+    dropout: Number = Field(ge=0, lt=1)
 
 
 class MlpHeadConfig(Group):
     """``head=mlp``: one hidden layer of ``hidden_features`` units."""
 
     name: Literal["mlp"]
-    dropout: float = Field(ge=0, lt=1)
-    hidden_features: int = Field(ge=1)
+    dropout: Number = Field(ge=0, lt=1)
+    hidden_features: Whole = Field(ge=1)
 
 
 class CosineHeadConfig(Group):
     """``head=cosine``: cosine similarity to one direction per class, times ``scale``."""
 
     name: Literal["cosine"]
-    dropout: float = Field(ge=0, lt=1)
-    scale: float = Field(gt=0)
+    dropout: Number = Field(ge=0, lt=1)
+    scale: Number = Field(gt=0)
 
 
 HeadConfig = Annotated[
@@ -129,14 +161,14 @@ class FreezeConfig(Group):
     """
 
     policy: Literal["none", "backbone", "gradual"]
-    epochs_per_stage: int = Field(ge=1)
+    epochs_per_stage: Whole = Field(ge=1)
 
 
 class LossConfig(Group):
     """``loss=…``: what is minimised."""
 
     name: Literal["cross_entropy"]
-    label_smoothing: float = Field(ge=0, lt=1)
+    label_smoothing: Number = Field(ge=0, lt=1)
 
 
 class OptimizerConfig(Group):
@@ -152,35 +184,35 @@ class OptimizerConfig(Group):
     """
 
     name: str = Field(min_length=1)
-    lr: float = Field(gt=0)
+    lr: Number = Field(gt=0)
     backbone_lr_factor: Fraction
     layer_decay: Fraction
-    weight_decay: float = Field(ge=0)
-    momentum: float = Field(ge=0, lt=1)
+    weight_decay: Number = Field(ge=0)
+    momentum: Number = Field(ge=0, lt=1)
 
 
 class CosineSchedulerConfig(Group):
     """``scheduler=cosine``: linear warm-up, then half a cosine down to ``final_lr_factor``."""
 
     name: Literal["cosine"]
-    warmup_epochs: float = Field(ge=0)
-    final_lr_factor: float = Field(ge=0, le=1)
+    warmup_epochs: Number = Field(ge=0)
+    final_lr_factor: Number = Field(ge=0, le=1)
 
 
 class OneCycleSchedulerConfig(Group):
     """``scheduler=onecycle``: up for ``warmup_fraction`` of all steps, then down."""
 
     name: Literal["onecycle"]
-    warmup_fraction: float = Field(gt=0, lt=1)
+    warmup_fraction: Number = Field(gt=0, lt=1)
     initial_lr_factor: Fraction
-    final_lr_factor: float = Field(ge=0, le=1)
+    final_lr_factor: Number = Field(ge=0, le=1)
 
 
 class ConstantSchedulerConfig(Group):
     """``scheduler=constant``: linear warm-up, then no change."""
 
     name: Literal["constant"]
-    warmup_epochs: float = Field(ge=0)
+    warmup_epochs: Number = Field(ge=0)
 
 
 SchedulerConfig = Annotated[
@@ -208,14 +240,14 @@ class TrainerConfig(Group):
 
     accelerator: Literal["auto", "cpu", "gpu"]
     strategy: Literal["auto", "ddp", "fsdp"]
-    devices: Annotated[int, Field(ge=1)] | Literal["auto"]
-    num_nodes: int = Field(ge=1)
+    devices: Annotated[Whole, Field(ge=1)] | Literal["auto"]
+    num_nodes: Whole = Field(ge=1)
     precision: Annotated[Literal["auto", "32", "bf16-mixed", "16-mixed"], BeforeValidator(str)]
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    accumulate_batches: int = Field(ge=1)
-    gradient_clip: float | None = Field(gt=0)
-    early_stopping_patience: int | None = Field(ge=1)
+    epochs: Whole = Field(ge=1)
+    batch_size: Whole = Field(ge=1)
+    accumulate_batches: Whole = Field(ge=1)
+    gradient_clip: Number | None = Field(gt=0)
+    early_stopping_patience: Whole | None = Field(ge=1)
 
 
 class CsvLoggerConfig(Group):
@@ -273,7 +305,7 @@ class TrainConfig(Group):
     scheduler: SchedulerConfig
     trainer: TrainerConfig
     logger: LoggerConfig | None = None  # `~logger` takes the group away
-    seed: int = Field(ge=0, lt=2**32)
+    seed: Whole = Field(ge=0, lt=2**32)
     runs: ExpandedPath
     name: str | None = Field(pattern=r"^[\w][\w .-]*$")
     resume: ExpandedPath | None
@@ -318,7 +350,7 @@ class EvaluateConfig(Group):
     split: SplitName
     root: ExpandedPath | None
     output: ExpandedPath | None
-    batch_size: int = Field(ge=1)
+    batch_size: Whole = Field(ge=1)
     workers: Workers
     debug: bool
 
@@ -338,7 +370,7 @@ class PredictConfig(Group):
     run: ExpandedPath
     input: ExpandedPath | None
     output: ExpandedPath | None
-    batch_size: int = Field(ge=1)
+    batch_size: Whole = Field(ge=1)
     workers: Workers
     debug: bool
 
@@ -358,7 +390,7 @@ class ExportConfig(Group):
     run: ExpandedPath
     format: Literal["torchscript"]
     output: ExpandedPath | None
-    tolerance: float = Field(gt=0, lt=1)
+    tolerance: Number = Field(gt=0, lt=1)
     workers: Workers
     debug: bool
 
@@ -375,7 +407,7 @@ class InspectConfig(Group):
 
     dataset: DatasetConfig
     output: ExpandedPath | None
-    seed: int = Field(ge=0, lt=2**32)
+    seed: Whole = Field(ge=0, lt=2**32)
     debug: bool
 
 

@@ -28,6 +28,7 @@ from typing import Any
 
 from finetune.errors import RunError
 
+LATEST = "latest"
 
 class RunDirectory:
     """The names of a run's files. ``RunDirectory(path)`` looks at nothing and writes nothing."""
@@ -57,7 +58,17 @@ def create_run(runs: Path, dataset: str, name: str | None) -> RunDirectory:
     Raises:
         RunError: the name is taken, or the folder cannot be written.
     """
-    folder = runs / dataset
+    latest, folder = runs / LATEST, runs / dataset
+    if dataset == LATEST:  # it would lie inside the run that the link points to
+        raise RunError(
+            f"{folder} is the link to the newest run, so that no data set can be called that; "
+            "give it another name: dataset.name=NAME."
+        )
+    if latest.exists() and not latest.is_symlink():
+        raise RunError(
+            f"{latest} is no link, but a file or folder of its own; rename it, or choose another "
+            "folder: runs=FOLDER."
+        )
     check_writable(folder)
     path = _make_named(folder, name) if name else _make_timed(folder)
     (path / "checkpoints").mkdir()
@@ -191,4 +202,4 @@ def _point_latest(runs: Path, path: Path) -> None:
     link = runs / f".latest.{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(path.relative_to(runs))
-    link.replace(runs / "latest")
+    link.replace(runs / LATEST)

@@ -1,12 +1,13 @@
 """What ``--help`` prints: verbs, config groups with their options, and examples."""
 
+import json
 import re
 from pathlib import Path
 
 import yaml
 
 from finetune.config import VERBS
-from finetune.validation import key_types
+from finetune.validation import holds_text, key_types
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
@@ -68,17 +69,21 @@ def overview() -> str:
 def verb_help(verb: str, config_dir: Path | None = None) -> str:
     """Return the text of ``finetune <verb> --help``."""
     groups_of_verb = _group_lines(verb, config_dir)
-    keys = [key for key in key_types(VERBS[verb]) if "." in key or not _is_group(verb, key)]
-    plain = [key for key in keys if "." not in key]
-    grouped = [key for key in keys if "." in key and not key.endswith(".name")]
+    kinds = key_types(VERBS[verb])
+    plain = [key for key in kinds if "." not in key and not _is_group(verb, key)]
+    # `head.name` and its like say what `head=…` chooses.
+    grouped = [
+        key for key in kinds if "." in key and (key[-5:] != ".name" or holds_text(kinds[key]))
+    ]
     lines = [f"finetune {verb}: {_SUMMARIES[verb]}.", ""]
-    lines += [f"Usage: finetune {verb} [name=value …] [-m] [~group]", ""]
+    lines += [f"Usage: finetune {verb} [name=value …] [-m]", ""]
     if groups_of_verb:
         lines += ["Groups (group=option):", *groups_of_verb, ""]
     lines += ["Names:", *_wrapped([*plain, *grouped, "config_dir"]), ""]
-    lines += ["Defaults:", *_defaults(verb), ""]
+    lines += ["Defaults, where no group chooses another:", *_defaults(verb), ""]
     lines += ["Examples:", *(f"  {example}" for example in _EXAMPLES[verb]), ""]
-    lines += ["-m runs every combination of comma-separated values. ~logger takes a group away."]
+    lines += ["-m runs every combination of comma-separated values."]
+    lines += ["~logger takes the logger away."] if verb == "train" else []
     lines += ["config_dir=PATH adds a folder with groups and options of your own.", ""]
     return "\n".join(lines)
 
@@ -86,7 +91,8 @@ def verb_help(verb: str, config_dir: Path | None = None) -> str:
 def groups(config_dir: Path | None = None) -> list[str]:
     """Name every config group of the package and of the user's own folder."""
     folders = [CONF, *([config_dir] if config_dir else [])]
-    return sorted({path.name for folder in folders for path in folder.iterdir() if path.is_dir()})
+    found = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()}
+    return sorted({*found, "experiment"})  # git keeps no empty folder
 
 
 def group_options(group: str, config_dir: Path | None = None) -> list[str]:
@@ -115,9 +121,14 @@ def _defaults(verb: str) -> list[str]:
     """Show the verb's own YAML file: its values are the defaults."""
     values = yaml.safe_load((CONF / f"{verb}.yaml").read_text(encoding="utf-8"))
     chosen = [entry for entry in values.pop("defaults", []) if isinstance(entry, dict)]
-    pairs = [f"{key}={value}" for entry in chosen for key, value in entry.items()]
-    pairs += [f"{key}={'null' if value is None else value}" for key, value in values.items()]
-    return _wrapped(pairs)
+    # What `inspect.yaml` names beside `dataset` is for options that choose a model as well.
+    options = {k: v for entry in chosen for k, v in entry.items() if k in VERBS[verb].model_fields}
+    pairs = {**options, **values}.items()
+    return _wrapped([f"{key}={_as_typed(value)}" for key, value in pairs])
+
+
+def _as_typed(value: object) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _wrapped(words: list[str], width: int = 96) -> list[str]:

@@ -12,6 +12,28 @@ from finetune.errors import ConfigError, did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_EXPECTED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_too_short": "text",
+    "path_type": "a file or folder",
+    "list_type": "a list",
+    "dict_type": "names with values",
+    "model_type": "names with values",
+    "model_attributes_type": "names with values",
+    "string_pattern_mismatch": (
+        "letters, digits, spaces, `.`, `_` and `-`, not first a space, dot or dash"
+    ),
+}
+"""By pydantic's type of error, where its own words are not the user's."""
+
 
 def validate(model: type[Model], values: Mapping[str, Any]) -> Model:
     """Build ``model`` from plain values.
@@ -45,6 +67,12 @@ def holds_path(kind: Any) -> bool:
     return kind is Path or any(holds_path(part) for part in get_args(kind))
 
 
+def holds_text(kind: Any) -> bool:
+    """Tell whether a key of this type holds any text, such as a name."""
+    is_union = get_origin(kind) in (Annotated, Union, types.UnionType)
+    return kind is str or (is_union and any(holds_text(part) for part in get_args(kind)))
+
+
 def _models_in(kind: Any) -> Iterator[type[BaseModel]]:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         yield kind
@@ -73,7 +101,8 @@ def _describe(
     got, context, kind = finding["input"], finding.get("ctx", {}), finding["type"]
     if kind == "extra_forbidden":
         return _unknown(key, finding["loc"], keys, model), ""
-    if kind == "missing":
+    if kind in ("missing", "union_tag_not_found"):
+        key += "" if kind == "missing" else ".name"
         return f"{key}: missing; give {key}=VALUE.", ""
     if kind == "value_error":
         reason = str(context["error"])
@@ -97,17 +126,9 @@ def _expected(kind: str, context: Mapping[str, Any], message: str) -> str:
         case "literal_error":
             options = context["expected"].replace("'", "").replace(" or ", ", ")
             return f"one of {options}" if "," in options else options
-        case "int_parsing" | "int_type" | "int_from_float":
-            return "a whole number"
-        case "float_parsing" | "float_type":
-            return "a number"
-        case "bool_parsing" | "bool_type":
-            return "true or false"
-        case "string_pattern_mismatch":
-            return "letters, digits, spaces, `.`, `_` and `-`, not first a space, dot or dash"
         case _:
-            text = message.removeprefix("Input should be ").removeprefix("Value error, ")
-            return text[:1].lower() + text[1:]
+            text = message.removeprefix("Input should be ")
+            return _EXPECTED.get(kind, text[:1].lower() + text[1:])
 
 
 def _key(location: tuple[str | int, ...], keys: Mapping[str, Any]) -> str:

@@ -146,6 +146,7 @@ def build_module(
         metrics=training_metrics(num_classes),
         freeze_policy=config.freeze.policy,
         epochs_per_stage=config.freeze.epochs_per_stage,
+        seed=config.seed,
         create_optimizers=create_optimizers,
     )
 

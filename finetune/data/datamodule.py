@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -176,6 +177,15 @@ class ImageDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.workers = workers
         self.seed = seed
+        self.first_epoch = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Say which epoch comes next."""
+        return {"first_epoch": self.trainer.current_epoch + 1 if self.trainer else 0}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Start with that epoch."""
+        self.first_epoch = int(state_dict["first_epoch"])
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Shuffled, whole batches, this process's share of each."""
@@ -183,6 +193,8 @@ class ImageDataModule(LightningDataModule):
         batches = TrainBatches(
             len(self.train), self.batch_size, seed=self.seed, rank=rank, world_size=world_size
         )
+        # Lightning starts the workers, which fetch at once, before it calls `set_epoch`.
+        batches.set_epoch(self.first_epoch)
         return self._loader(self.train, batches)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:

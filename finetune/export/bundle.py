@@ -183,7 +183,11 @@ def save_bundle(
         command: how the model was trained.
     """
     weights = folder / WEIGHTS_NAME
-    state = {name: value.cpu().contiguous() for name, value in classifier.state_dict().items()}
+    # Copies, because safetensors refuses tensors that share memory, as coat's blocks do.
+    state = {
+        name: value.to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in classifier.state_dict().items()
+    }
     with replacing(weights) as temporary:
         save_file(state, temporary)
     info = describe_backbone(classifier.backbone)
@@ -234,17 +238,24 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     backbone = create_backbone(
         description.backbone.name, image_size_px=description.backbone.image_size_px
     )
-    head = create_head(
-        description.head.name,
-        in_features=describe_backbone(backbone).num_features,
-        num_classes=len(description.class_names),
-        **description.head.arguments,
-    )
-    classifier = Classifier(backbone, head)
     try:
+        head = create_head(
+            description.head.name,
+            in_features=describe_backbone(backbone).num_features,
+            num_classes=len(description.class_names),
+            **description.head.arguments,
+        )
+        classifier = Classifier(backbone, head)
         classifier.load_state_dict(load_file(weights))
         preprocess = Preprocess(**description.preprocessing)
-    except (RuntimeError, SafetensorError, TypeError, FinetuneError) as error:
+    except (
+        ArithmeticError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        SafetensorError,
+        FinetuneError,
+    ) as error:
         raise ModelError(f"{folder}: the bundle does not fit together: {error}") from None
     return Model(classifier, preprocess, description)
 
@@ -258,7 +269,7 @@ def sha256_of(path: Path) -> str:
 def _read_description(path: Path) -> Description:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from None
     version = values.get("format_version") if isinstance(values, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -276,7 +287,7 @@ def _read_description(path: Path) -> Description:
 
 def _as_tensor(image: ImageLike, max_megapixels: float) -> Tensor:
     if isinstance(image, Tensor):
-        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+        if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape or image.dtype != torch.uint8:
             got = f"{list(image.shape)} {image.dtype}"
             raise DataError(f"predict: got a tensor {got}, expected uint8 [3, H, W].")
         return image.cpu()
@@ -290,7 +301,7 @@ def _as_tensor(image: ImageLike, max_megapixels: float) -> Tensor:
             array = decode_image(Path(image), max_megapixels=max_megapixels)
         except (ImageError, OSError) as error:
             raise DataError(f"{image} cannot be read: {error}") from None
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape or array.dtype != np.uint8:
         got = f"{list(array.shape)} {array.dtype}"
         raise DataError(f"predict: got an array {got}, expected uint8 [H, W, 3].")
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))

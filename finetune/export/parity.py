@@ -53,17 +53,21 @@ def compare(
         tolerance: largest allowed difference of a probability.
 
     Raises:
-        ExportError: they differ by more than the tolerance, or name another class; the message
-            names the image with the largest difference.
+        ExportError: they differ by more than the tolerance (the message names the image with the
+            largest difference), or the exported file gives no probabilities at all.
     """
     differences: list[float] = []
     same = 0
     for path in paths:
         image = decode_image(path, max_megapixels=model.description.max_megapixels)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        with torch.inference_mode():
-            theirs = exported(pixels.unsqueeze(0)).cpu()
         ours = model.probabilities(model.preprocess.resize(pixels))
+        theirs = _answer(exported, pixels.unsqueeze(0), path)
+        if theirs.shape != ours.shape:
+            raise ExportError(
+                f"The exported file does not answer like the model: on {path} its answer has the "
+                f"shape {list(theirs.shape)}, expected {list(ours.shape)}."
+            )
         differences.append(float((theirs - ours).abs().max()))
         same += int(theirs.argmax() == ours.argmax())
     worst = int(np.argmax(differences))
@@ -74,3 +78,12 @@ def compare(
             f"{differences[worst]:.2g}, {tolerance:.2g} is allowed. Most on {paths[worst]}."
         )
     return parity
+
+
+def _answer(exported: Callable[[Tensor], Tensor], images: Tensor, path: Path) -> Tensor:
+    try:
+        with torch.inference_mode():
+            return exported(images).cpu()
+    except RuntimeError as error:  # torch names no narrower type for what a program of its raises
+        reason = str(error).strip().rsplit("\n", 1)[-1]
+        raise ExportError(f"The exported file fails on {path}: {reason}") from error

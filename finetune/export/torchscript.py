@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
+from torch.jit.frontend import FrontendError
 
 from finetune.data.preprocess import Preprocess
 from finetune.errors import ExportError
@@ -74,12 +75,14 @@ def load_torchscript(path: Path) -> nn.Module:
 def _script_or_trace(classifier: Classifier, image_size_px: int) -> nn.Module:
     try:
         scripted: nn.Module = torch.jit.script(classifier)
-    except (RuntimeError, TypeError, NotImplementedError, OSError):
+    except (RuntimeError, TypeError, NotImplementedError, OSError, FrontendError):
         # torch names no narrower type for what it cannot script; a trace is checked below.
         example = torch.zeros(2, 3, image_size_px, image_size_px)
         try:
-            scripted = torch.jit.trace(classifier, example)  # type: ignore[no-untyped-call]
-        except (RuntimeError, TypeError) as error:
+            # Not the classifier itself: of a traced module, torch scripts the exported methods.
+            layers = nn.Sequential(classifier.backbone, classifier.head)
+            scripted = torch.jit.trace(layers, example)  # type: ignore[no-untyped-call]
+        except (RuntimeError, TypeError, FrontendError) as error:
             reason = str(error).strip().split("\n")[0]
             raise ExportError(
                 f"This backbone can be neither scripted nor traced by torch: {reason}"

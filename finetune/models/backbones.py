@@ -127,7 +127,7 @@ def _triple(values: tuple[float, ...]) -> tuple[float, float, float]:
 
 
 def _create_nano(*, pretrained: bool) -> ResNet:
-    """Build a residual network of 1 M parameters for images of 32 to 128 px.
+    """Build a residual network of 0.9 M parameters for images of 32 to 128 px.
 
     A deep stem of 3x3 convolutions halves the image once, where ResNet's quarters it: at
     32 px the four stages see maps of 16, 8, 4 and 2, at 128 px of 64, 32, 16 and 8.
@@ -141,8 +141,8 @@ def _create_nano(*, pretrained: bool) -> ResNet:
         )
     backbone = ResNet(
         cast(Any, BasicBlock),  # annotated as an instance, used as a class
-        layers=(2, 2, 2, 1),
-        channels=(32, 64, 96, 192),
+        layers=(1, 1, 1, 1),
+        channels=(32, 64, 128, 192),
         stem_type="deep",
         stem_width=16,
         avg_down=True,

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
+from finetune.data.datamodule import sample_seed
 from finetune.errors import TrainingError
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import (
@@ -36,6 +37,7 @@ class FineTuning(LightningModule):
         metrics: of probabilities ``[B, C]`` and labels ``[B]``; logged as ``val_<name>``.
         freeze_policy: which stages of the backbone learn, and when.
         epochs_per_stage: for the policy ``gradual``.
+        seed: of dropout and its like.
         create_optimizers: the groups of parameters by part (stages from input to output, then
             ``head``), the number of optimizer steps and of epochs to what Lightning expects.
     """
@@ -49,6 +51,7 @@ class FineTuning(LightningModule):
         metrics: MetricCollection,
         freeze_policy: FreezePolicy,
         epochs_per_stage: int,
+        seed: int,
         create_optimizers: Callable[
             [Mapping[str, list[nn.Parameter]], int, int], OptimizerLRScheduler
         ],
@@ -62,6 +65,7 @@ class FineTuning(LightningModule):
         self.stages = backbone_stages(classifier.backbone)
         self.freeze_policy: FreezePolicy = freeze_policy
         self.epochs_per_stage = epochs_per_stage
+        self.seed = seed
         self._create_optimizers = create_optimizers
         # DDP only sees parameters that take gradients when it wraps the model, so a stage
         # that opens later must be open until then.
@@ -74,8 +78,11 @@ class FineTuning(LightningModule):
         if self.freeze_policy == "backbone":
             return {"head": head}
         parameters = dict(self.classifier.backbone.named_parameters())
+        # Some backbones of timm (hgnet, mambaout) have a stage of this name themselves.
         stages = {
-            stage.name: [parameters[name] for name in stage.parameter_names]
+            "backbone.head" if stage.name == "head" else stage.name: [
+                parameters[name] for name in stage.parameter_names
+            ]
             for stage in self.stages
         }
         return {**stages, "head": head}
@@ -104,6 +111,12 @@ class FineTuning(LightningModule):
         self._freeze()
         self.train()
 
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        """Let dropout depend on seed, epoch and process alone: a resumed run draws alike."""
+        del batch
+        if batch_index == 0:
+            torch.manual_seed(sample_seed(self.seed, self.current_epoch, self.global_rank))
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return the loss of one batch."""
         del batch_index
@@ -118,14 +131,17 @@ class FineTuning(LightningModule):
         """Stop where going on would only save numbers that are none.
 
         Raises:
-            TrainingError: the mean loss of the epoch is not finite.
+            TrainingError: the mean loss of the epoch is not finite. That of validation also shows
+                weights that broke in the last step.
         """
-        mean = self.trainer.callback_metrics.get("train_loss")
-        if mean is not None and not torch.isfinite(mean):
-            raise TrainingError(
-                f"The training loss is {mean.item()} in epoch {self.current_epoch + 1}; the last "
-                "finite checkpoint is kept. Try a smaller optimizer.lr, or trainer.precision=32."
-            )
+        for name, label in (("train_loss", "training"), ("val_loss", "validation")):
+            mean = self.trainer.callback_metrics.get(name)
+            if mean is not None and not torch.isfinite(mean):
+                raise TrainingError(
+                    f"The {label} loss is {mean.item()} in epoch {self.current_epoch + 1}; the "
+                    "last finite checkpoint is kept. Try a smaller optimizer.lr, or "
+                    "trainer.precision=32."
+                )
 
     def on_validation_start(self) -> None:
         """Give every process the BatchNorm statistics that the checkpoint will hold."""
@@ -144,7 +160,8 @@ class FineTuning(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log what the whole validation set says, each image counted once."""
         values: dict[str, Any] = {"val_loss": self.val_loss.compute(), **self.val_metrics.compute()}
-        self.log_dict(values)
+        # Equal in all processes already; without sync_dist, Lightning warns that they may differ.
+        self.log_dict(values, sync_dist=True)
         self.val_loss.reset()
         self.val_metrics.reset()
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, assert_never
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -63,7 +63,8 @@ def check_optimizer(name: str) -> None:
     """Check that timm's factory knows the optimizer.
 
     Raises:
-        ConfigError: it does not; the nearest name is given.
+        ConfigError: it does not (the nearest name is given), or the optimizer needs what this
+            machine or this training lacks.
     """
     known = [str(option) for option in list_optimizers()]
     if name.lower() not in known:
@@ -71,6 +72,17 @@ def check_optimizer(name: str) -> None:
             f"optimizer.name: got `{name}`, expected adamw, sgd, or another of timm's "
             f"{len(known)} optimizers.{did_you_mean(name, known)}"
         )
+    if get_optimizer_info(name).second_order:
+        raise ConfigError(
+            f"optimizer.name: got `{name}`, which needs second derivatives; expected an optimizer "
+            "of first order, such as adamw."
+        )
+    try:
+        create_optimizer_v2([nn.Parameter(torch.zeros(2, 2))], opt=name.lower(), lr=1.0)
+    except (AssertionError, ImportError) as error:  # timm's bnb… and fused… ask for CUDA so
+        raise ConfigError(
+            f"optimizer.name: got `{name}`, which cannot be used here: {error}."
+        ) from error
 
 
 def create_optimizer(
@@ -82,8 +94,12 @@ def create_optimizer(
         ConfigError: timm does not know ``name``.
     """
     check_optimizer(name)
+    info = get_optimizer_info(name)
+    settings: dict[str, Any] = {}
+    if momentum == 0 and info.has_momentum and (info.defaults or {}).get("nesterov"):
+        settings["nesterov"] = False  # torch refuses Nesterov's momentum of 0
     optimizer = create_optimizer_v2(
-        groups, opt=name.lower(), lr=lr, momentum=momentum, filter_bias_and_bn=False
+        groups, opt=name.lower(), lr=lr, momentum=momentum, filter_bias_and_bn=False, **settings
     )
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer.name: `{name}` is no torch optimizer.")
@@ -112,7 +128,7 @@ def onecycle_factor(
     if step <= peak:
         start, end, progress = initial, 1.0, step / max(1.0, peak)
     else:
-        start, end, progress = 1.0, final, min(1.0, (step - peak) / max(1.0, total - 1 - peak))
+        start, end, progress = 1.0, final, min(1.0, (step - peak) / (total - 1 - peak))
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

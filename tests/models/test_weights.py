@@ -256,8 +256,12 @@ def test_a_damaged_file_gives_tensors_or_a_model_error_and_nothing_else(tmp_path
 
 
 @pytest.mark.skipif(REAL_DATA is None, reason="FINETUNE_REAL_DATA does not name the real data")
-def test_real_imagenet_weights_load(state):
+def test_real_imagenet_weights_load():
     path = Path(str(REAL_DATA)) / "weights" / "resnet18_imagenet.safetensors"
     backbone = create_backbone("resnet18", weights=path)
-    assert backbone.bn1.running_var.min() > 0
-    assert backbone.layer4[1].conv2.weight.abs().mean() < 0.1
+    # A new BatchNorm has means of zero everywhere.
+    assert all(
+        module.running_mean.abs().max() > 0
+        for module in backbone.modules()
+        if isinstance(module, nn.BatchNorm2d)
+    )

@@ -1,0 +1,51 @@
+"""One small training that the tests of all verbs look at."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetune.cli import main
+
+QUICK = (
+    "model=nano",
+    "model.image_size_px=32",
+    "augmentation=light",
+    "trainer=cpu",
+    "trainer.epochs=3",
+    "trainer.batch_size=16",
+    "optimizer.lr=3e-3",
+    "optimizer.backbone_lr_factor=1",
+    "dataset.workers=0",
+)
+
+
+@pytest.fixture(scope="session")
+def quick() -> tuple[str, ...]:
+    """Return the settings of a training that takes seconds."""
+    return QUICK
+
+
+@pytest.fixture(scope="session")
+def trained(stripes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run directory of a training on the stripes; do not change it."""
+    runs = tmp_path_factory.mktemp("runs")
+    words = ["train", f"dataset.root={stripes}", f"runs={runs}", "name=first", *QUICK]
+    assert main([*words, "dataset.test_fraction=0.2"]) == 0
+    return runs / "stripes" / "first"
+
+
+@pytest.fixture(scope="session")
+def hash_tree() -> Callable[[Path], str]:
+    """Return a function that hashes names and contents of all files below a folder."""
+
+    def hash_of(root: Path) -> str:
+        digest = hashlib.sha256()
+        for path in sorted(root.rglob("*")):
+            digest.update(str(path.relative_to(root)).encode())
+            if path.is_file():
+                digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+    return hash_of

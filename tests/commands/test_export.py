@@ -1,0 +1,52 @@
+"""``finetune export``: a file that was checked, or none."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import finetune.commands.export
+from finetune.cli import main
+
+
+def test_an_export_is_checked_on_the_validation_images(trained: Path, tmp_path: Path) -> None:
+    target = tmp_path / "deployed.ts"
+    assert main(["export", f"run={trained}", f"output={target}"]) == 0
+    check = json.loads((tmp_path / "deployed.ts.check.json").read_text())
+    assert check["images"] == check["same_top1"] == 16
+    assert check["largest_difference"] <= 1e-4
+    assert {path.name for path in tmp_path.iterdir()} == {target.name, f"{target.name}.check.json"}
+
+
+def test_a_file_that_answers_differently_is_not_kept(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        finetune.commands.export,
+        "load_torchscript",
+        lambda path: lambda images: torch.tensor([[0.5, 0.5]]),
+    )
+    assert main(["export", f"run={trained}", f"output={tmp_path / 'deployed.ts'}"]) == 1
+    message = capsys.readouterr().err
+    assert "does not answer like the model" in message
+    assert ".png" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_images_and_folders_are_status_2(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", f"run={trained}", f"output={tmp_path / 'no' / 'model.ts'}"]) == 2
+    assert "no folder" in capsys.readouterr().err
+    run = shutil.copytree(trained, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "data": str(tmp_path)}))
+    assert main(["export", f"run={run}"]) == 2
+    assert "not there any more" in capsys.readouterr().err
+    assert main(["export", f"run={run}", "format=onx"]) == 2
+    assert "torchscript" in capsys.readouterr().err

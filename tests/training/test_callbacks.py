@@ -1,0 +1,99 @@
+import csv
+import io
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from finetune.training.callbacks import COLUMNS, EpochTable, write_rows
+
+
+def end_epoch(table, *, epoch, is_main=True, epochs=9, lr=(0.1, 0.01), **metrics):
+    trainer = SimpleNamespace(
+        callback_metrics={name: torch.tensor(value) for name, value in metrics.items()},
+        current_epoch=epoch,
+        optimizers=[SimpleNamespace(param_groups=[{"lr": rate} for rate in lr])],
+        is_global_zero=is_main,
+        max_epochs=epochs,
+    )
+    table.on_train_epoch_end(trainer, None)
+
+
+def make_table(path, *, monitor="val_accuracy", mode="max"):
+    console = Console(file=io.StringIO(), width=200)
+    return EpochTable(path / "metrics.csv", monitor=monitor, mode=mode, console=console)
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_epoch_adds_a_row_to_the_file(tmp_path):
+    table = make_table(tmp_path)
+    end_epoch(table, epoch=0, train_loss=1.5, val_loss=1.25, val_accuracy=0.5, other=3.0)
+    end_epoch(table, epoch=1, train_loss=0.5, val_loss=0.75, val_accuracy=0.75)
+    rows = read(tmp_path / "metrics.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [row["val_accuracy"] for row in rows] == ["0.5", "0.75"]
+    assert rows[0]["lr"] == "0.1"  # that of the fastest group
+    assert rows[0]["val_macro_f1"] == ""
+    assert list(rows[0]) == list(COLUMNS)
+    assert list(tmp_path.iterdir()) == [tmp_path / "metrics.csv"]
+
+
+def test_only_the_main_process_writes(tmp_path):
+    table = make_table(tmp_path)
+    end_epoch(table, epoch=0, is_main=False, val_accuracy=0.5)
+    assert len(table.rows) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert table.console.file.getvalue() == ""
+
+
+def test_the_terminal_shows_the_same_and_marks_the_best(tmp_path):
+    table = make_table(tmp_path)
+    end_epoch(table, epoch=0, train_loss=1.5, val_accuracy=0.5)
+    end_epoch(table, epoch=1, train_loss=float("nan"), val_accuracy=0.25)
+    heading, first, second = table.console.file.getvalue().splitlines()
+    assert heading.split("  ")[-1] == "    rate"
+    assert first.split()[:4] == ["*", "1/9", "1.5000", "-"]
+    assert second.split()[:3] == ["2/9", "-", "-"]
+    assert first.split()[-1] == "1.00e-01"
+    assert len(heading) == len(first) == len(second)
+
+
+@given(
+    st.lists(st.integers(0, 5).map(lambda n: n / 5), min_size=1), st.sampled_from(["max", "min"])
+)
+def test_the_first_of_equally_good_epochs_is_the_best(values, mode):
+    table = EpochTable(None, monitor="val_loss", mode=mode, console=Console(quiet=True))
+    table.rows = [
+        {"epoch": index + 1.0, "val_loss": value} for index, value in enumerate(values)
+    ]
+    best = max(values) if mode == "max" else min(values)
+    assert table.best_epoch == values.index(best) + 1
+
+
+def test_the_rows_travel_in_the_checkpoint(tmp_path):
+    first = make_table(tmp_path)
+    end_epoch(first, epoch=0, val_accuracy=0.5)
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+
+    second = make_table(tmp_path)
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    end_epoch(second, epoch=1, val_accuracy=0.75)
+    assert [row["val_accuracy"] for row in read(tmp_path / "metrics.csv")] == ["0.5", "0.75"]
+    assert second.best_epoch == 2
+
+
+def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    path = tmp_path / "metrics.csv"
+    write_rows(path, [{"epoch": 1.0, "lr": 0.1}])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="not in fieldnames"):
+        write_rows(path, [{"epoch": 1.0, "unknown": 0.1}])
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
