@@ -43,7 +43,6 @@ override make.options = $(foreach make.each,$(make.names),$(call make.quote,$(ma
 # shell would expand "~", "*" and "$" too. `exec`, so that a signal to make reaches the verb.
 override define make.run
 unset MAKELEVEL
-export FINETUNE_PROGRAM=make
 set -- $1
 $(if $(call make.is_typed,ARGS),$(call make.add_words,$(call make.quote,$(value ARGS))))
 exec .venv/bin/python "$$@"
@@ -58,19 +57,24 @@ endef
 
 ## The verbs:
 train: .venv/.installed ## fine-tune; without options: on handwritten digits, offline
-	@$(call make.run,-m finetune train $(make.options))
+	@export FINETUNE_PROGRAM=make
+	$(call make.run,-m finetune train $(make.options))
 
 evaluate: .venv/.installed ## measure a run on a split or on another folder
-	@$(call make.run,-m finetune evaluate $(make.options))
+	@export FINETUNE_PROGRAM=make
+	$(call make.run,-m finetune evaluate $(make.options))
 
 predict: .venv/.installed ## classify a file, a folder or a pattern
-	@$(call make.run,-m finetune predict $(make.options))
+	@export FINETUNE_PROGRAM=make
+	$(call make.run,-m finetune predict $(make.options))
 
 export: .venv/.installed ## write a run's model for use without this package
-	@$(call make.run,-m finetune export $(make.options))
+	@export FINETUNE_PROGRAM=make
+	$(call make.run,-m finetune export $(make.options))
 
 inspect: .venv/.installed ## count and check the images of a folder
-	@$(call make.run,-m finetune inspect $(make.options))
+	@export FINETUNE_PROGRAM=make
+	$(call make.run,-m finetune inspect $(make.options))
 
 ##
 ## Set-up and development:

@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the words after ``finetune``; None for the process's own.
     """
+    # Torch's threads and the decoding workers share the cores: threads that spin while they wait
+    # made a training on two busy cores five times slower. Read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
     wants_traceback = "debug=true" in (word.lower() for word in words)
     try:

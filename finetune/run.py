@@ -3,6 +3,7 @@
 runs/<dataset>/<time>/
 ├── config.yaml            every setting, composed; ${oc.env:…} as it was typed
 ├── run.json               command, seed, decisions, hardware, versions
+├── audit.json             what is wrong with the images
 ├── split.csv              path, label and split of every image
 ├── metrics.csv            one row per epoch
 ├── metrics.json           of the best checkpoint, per split
@@ -30,6 +31,7 @@ from finetune.errors import RunError
 
 LATEST = "latest"
 
+
 class RunDirectory:
     """The names of a run's files. ``RunDirectory(path)`` looks at nothing and writes nothing."""
 
@@ -37,6 +39,7 @@ class RunDirectory:
         self.path = path
         self.config = path / "config.yaml"
         self.record = path / "run.json"
+        self.audit = path / "audit.json"
         self.split = path / "split.csv"
         self.epochs = path / "metrics.csv"
         self.metrics = path / "metrics.json"
@@ -58,6 +61,20 @@ def create_run(runs: Path, dataset: str, name: str | None) -> RunDirectory:
     Raises:
         RunError: the name is taken, or the folder cannot be written.
     """
+    check_run(runs, dataset, name)
+    folder = runs / dataset
+    path = _make_named(folder, name) if name else _make_timed(folder)
+    (path / "checkpoints").mkdir()
+    _point_latest(runs, path)
+    return RunDirectory(path)
+
+
+def check_run(runs: Path, dataset: str, name: str | None) -> None:
+    """Find out whether `create_run` could, before hours of work depend on that.
+
+    Raises:
+        RunError: the name is taken, or the folder cannot be written.
+    """
     latest, folder = runs / LATEST, runs / dataset
     if dataset == LATEST:  # it would lie inside the run that the link points to
         raise RunError(
@@ -70,14 +87,12 @@ def create_run(runs: Path, dataset: str, name: str | None) -> RunDirectory:
             "folder: runs=FOLDER."
         )
     check_writable(folder)
-    path = _make_named(folder, name) if name else _make_timed(folder)
-    (path / "checkpoints").mkdir()
-    _point_latest(runs, path)
-    return RunDirectory(path)
+    if name and (folder / name).exists():
+        raise _taken(folder / name)
 
 
 def check_writable(folder: Path) -> None:
-    """Make ``folder`` and try to write in it, before hours of work depend on that.
+    """Make ``folder`` and try to write in it.
 
     Raises:
         RunError: it cannot be written.
@@ -179,10 +194,14 @@ def _make_named(folder: Path, name: str) -> Path:
     try:
         path.mkdir()
     except FileExistsError:
-        raise RunError(
-            f"name: {path} is there already. Choose another name, or go on with it: resume={path}."
-        ) from None
+        raise _taken(path) from None
     return path
+
+
+def _taken(path: Path) -> RunError:
+    return RunError(
+        f"name: {path} is there already. Choose another name, or go on with it: resume={path}."
+    )
 
 
 def _make_timed(folder: Path) -> Path:

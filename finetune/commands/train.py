@@ -4,12 +4,13 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 from lightning.pytorch import seed_everything
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from rich.markup import escape
 
 from finetune.commands.components import (
     build_classifier,
@@ -18,30 +19,24 @@ from finetune.commands.components import (
     build_module,
     build_preprocess,
     build_trainer,
-    head_arguments,
     monitor_key,
     monitor_mode,
     run_folder_name,
 )
-from finetune.commands.dataset import audit_images, find_images, paths_of, split_images
-from finetune.commands.export import write_torchscript
-from finetune.commands.measure import headline, measure, metrics_table
+from finetune.commands.dataset import audit_images, find_images, split_images
+from finetune.commands.outcome import TrainResult, finish, say_what_is_there
 from finetune.commands.plan import print_plan
 from finetune.config import TrainConfig
 from finetune.data.audit import Audit
 from finetune.data.discover import ImageFolder
-from finetune.data.preprocess import Preprocess
 from finetune.data.splits import read_split, write_split
 from finetune.errors import ConfigError, RunError
-from finetune.evaluation.metrics import Metrics
-from finetune.evaluation.plots import plot_confusion_matrix, plot_learning_curves
-from finetune.export.bundle import add_metrics, load_model, save_bundle
-from finetune.models.classifier import Classifier
 from finetune.run import (
     RunDirectory,
-    check_writable,
+    check_run,
     command_line,
     create_run,
+    read_record,
     typed,
     versions,
     write_json,
@@ -49,28 +44,12 @@ from finetune.run import (
 )
 from finetune.training.callbacks import EpochTable
 from finetune.training.checkpoints import load_checkpoint
-from finetune.training.hardware import Hardware, choose_workers
+from finetune.training.hardware import Hardware
 from finetune.training.optim import check_optimizer
 from finetune.training.trainer import fit, quiet_lightning
 
-EXPORT_TOLERANCE = 1e-4
-"""Largest difference of probabilities between the model and its TorchScript file."""
-
 RUN_VARIABLE = "FINETUNE_RUN"
 """Tells the processes that DDP starts on this machine where the run directory is."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training leaves.
-
-    Attributes:
-        run: the run directory.
-        metrics: by split: ``val``, and ``test`` where there is one.
-    """
-
-    run: Path
-    metrics: dict[str, Metrics]
 
 
 def run(config: TrainConfig, as_yaml: str) -> TrainResult | None:
@@ -88,16 +67,16 @@ def run(config: TrainConfig, as_yaml: str) -> TrainResult | None:
         KeyboardInterrupt: after saying how to go on.
     """
     started = time.monotonic()
-    is_main = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    is_main = getattr(rank_zero_only, "rank", 0) == 0
     console = Console(quiet=not is_main)
     quiet_lightning()
     hardware = build_hardware(config)
     check_optimizer(config.optimizer.name)
-    if is_main:
-        check_writable(config.runs)
     folder, audit = _images(config, console, is_main=is_main)
     _check_batches(config, folder, hardware)
     _check_resumable(config)
+    if is_main and config.resume is None:
+        check_run(config.runs, run_folder_name(config, folder.root), config.name)
 
     seed_everything(config.seed, verbose=False)
     classifier = build_classifier(
@@ -124,8 +103,8 @@ def run(config: TrainConfig, as_yaml: str) -> TrainResult | None:
     if not is_finished:
         _say_how_to_go_on(directory, console)
         raise KeyboardInterrupt
-    result = _finish(config, folder, directory, classifier, preprocess, epochs, console)
-    _say_what_is_there(result, directory, time.monotonic() - started, console)
+    result = finish(config, folder, directory, classifier, preprocess, epochs, console)
+    say_what_is_there(result, directory, time.monotonic() - started, console)
     return result
 
 
@@ -133,7 +112,12 @@ def _images(
     config: TrainConfig, console: Console, *, is_main: bool
 ) -> tuple[ImageFolder, Audit | None]:
     """Return the images with their splits, and the audit unless the splits are known already."""
-    folder = find_images(config.dataset)
+    dataset = config.dataset
+    if config.resume is not None:
+        # The run knows where its images are, also when it goes on from another folder.
+        root = Path(read_record(RunDirectory(config.resume))["data"])
+        dataset = dataset.model_copy(update={"root": root})
+    folder = find_images(dataset)
     known = config.resume if config.resume is not None else _parent_run(is_main=is_main)
     if known is not None:
         return replace(folder, samples=read_split(RunDirectory(known).split)), None
@@ -217,77 +201,18 @@ def _write_inputs(
     """Write what is needed to run again, before the first step."""
     write_text(directory.config, as_yaml)
     write_split(directory.split, folder.samples)
+    if audit is not None:
+        write_json(directory.audit, audit.to_dict())
     record = {
         "command": command_line(),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "seed": config.seed,
         "data": str(folder.root),
         "class_names": list(folder.class_names),
-        "left_out": audit.unreadable if audit else {},
         "hardware": hardware.reasons,
         "versions": versions(),
     }
     write_json(directory.record, record)
-
-
-def _finish(
-    config: TrainConfig,
-    folder: ImageFolder,
-    directory: RunDirectory,
-    classifier: Classifier,
-    preprocess: Preprocess,
-    epochs: EpochTable,
-    console: Console,
-) -> TrainResult:
-    """Turn the best checkpoint into a bundle, measure that, and export it."""
-    weights = load_checkpoint(directory.best_checkpoint)["state_dict"]
-    prefix = "classifier."
-    classifier.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    )
-    save_bundle(
-        directory.path,
-        classifier=classifier,
-        preprocess=preprocess,
-        backbone_name=config.model.backbone,
-        head_name=config.head.name,
-        head_arguments=head_arguments(config),
-        class_names=folder.class_names,
-        max_megapixels=config.dataset.max_megapixels,
-        versions=versions(),
-        command=command_line(),
-    )
-    model = load_model(directory.path)
-    workers = choose_workers(config.dataset.workers)
-    metrics = {}
-    for split in ("val", "test"):
-        samples = [sample for sample in folder.samples if sample.split == split]
-        if samples:
-            metrics[split] = measure(
-                model,
-                folder.root,
-                samples,
-                batch_size=config.trainer.batch_size,
-                workers=workers,
-                table=directory.predictions(split),
-                console=console,
-            )
-    figures = {split: values.to_dict() for split, values in metrics.items()}
-    chosen = {"monitor": epochs.monitor, "best_epoch": epochs.best_epoch}
-    write_json(directory.metrics, {**figures, **chosen})
-    add_metrics(directory.path, figures)
-    plot_learning_curves(
-        epochs.rows, directory.curves, monitor=epochs.monitor, best_epoch=epochs.best_epoch
-    )
-    shown = metrics.get("test", metrics["val"])
-    plot_confusion_matrix(shown.confusion_matrix, folder.class_names, directory.confusion_matrix)
-    write_torchscript(
-        load_model(directory.path),
-        directory.torchscript,
-        paths_of(folder, "val"),
-        tolerance=EXPORT_TOLERANCE,
-        console=console,
-    )
-    return TrainResult(directory.path, metrics)
 
 
 def _say_how_to_go_on(directory: RunDirectory, console: Console) -> None:
@@ -300,22 +225,3 @@ def _say_how_to_go_on(directory: RunDirectory, console: Console) -> None:
         )
     else:
         console.print("\nStopped before the first epoch ended; there is nothing to go on from.")
-
-
-def _say_what_is_there(
-    result: TrainResult, directory: RunDirectory, seconds: float, console: Console
-) -> None:
-    """Close with the figures, where everything lies, and the next command."""
-    for split, metrics in result.metrics.items():
-        console.print()
-        console.print(metrics_table(metrics, f"{split}, {metrics.n} images"))
-        console.print(f"[bold]{split}: {escape(headline(metrics))}", soft_wrap=True)
-    lines = [
-        "",
-        f"Done in {seconds:.0f} s. Everything is in {directory.path}:",
-        "  model.json, model.safetensors   the model      model.ts   TorchScript",
-        "  metrics.json, metrics.csv       the figures    curves.png, confusion_matrix.png",
-        "Next:",
-        f"  {typed('predict', run=directory.path, input='IMAGES', output='labels.csv')}",
-    ]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -38,6 +38,7 @@ class EpochTable(Callback):
         self.mode = mode
         self.console = console
         self.rows: list[dict[str, float]] = []
+        self._has_headings = False
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the rows in the checkpoint, so that a resumed run has the whole table."""
@@ -67,7 +68,8 @@ class EpochTable(Callback):
 
     def _print(self, epochs: int) -> None:
         row = self.rows[-1]
-        if len(self.rows) == 1:
+        if not self._has_headings:
+            self._has_headings = True
             self.console.print(
                 "[bold]  " + "  ".join(f"{head:>{_width(head)}}" for head in COLUMNS.values())
             )

@@ -40,7 +40,7 @@ def create_logger(
             return TensorBoardLogger(folder, name="", version="tensorboard")
         case "mlflow":
             _need("mlflow", name)
-            uri = tracking_uri or f"sqlite:///{folder / 'mlflow.db'}"
+            uri = tracking_uri or (folder.resolve() / "mlruns").as_uri()
             return MLFlowLogger(experiment_name=project, run_name=run_name, tracking_uri=uri)
         case "wandb":
             _need("wandb", name)

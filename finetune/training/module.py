@@ -61,7 +61,9 @@ class FineTuning(LightningModule):
         self.normalise = normalise
         self.loss = loss
         self.val_metrics = metrics.clone(prefix="val_")
-        self.val_loss = MeanMetric()
+        # By default it leaves NaN out of the mean, and nobody would see it. Disabled, it ignores
+        # weights as well (torchmetrics 1.9), so it takes one loss per image.
+        self.val_loss = MeanMetric(nan_strategy="disable")
         self.stages = backbone_stages(classifier.backbone)
         self.freeze_policy: FreezePolicy = freeze_policy
         self.epochs_per_stage = epochs_per_stage
@@ -154,7 +156,7 @@ class FineTuning(LightningModule):
         del batch_index
         images, labels = batch
         logits = self(images).float()
-        self.val_loss.update(nn.functional.cross_entropy(logits, labels), weight=len(labels))
+        self.val_loss.update(nn.functional.cross_entropy(logits, labels, reduction="none"))
         self.val_metrics.update(logits.softmax(dim=1), labels)
 
     def on_validation_epoch_end(self) -> None:

@@ -134,8 +134,23 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+class _MovableCheckpoint(ModelCheckpoint):
+    """Remember what was best also when the run directory has another name by now."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state, with the paths of today."""
+        old, new = str(state_dict["dirpath"]), str(self.dirpath)
+        moved: dict[str, Any] = {
+            key: value.replace(old, new) if isinstance(value, str) else value
+            for key, value in state_dict.items()
+        }
+        best = state_dict["best_k_models"]
+        moved["best_k_models"] = {path.replace(old, new): best[path] for path in best}
+        super().load_state_dict(moved)
+
+
 def _checkpoint(folder: Path, name: str, **settings: Any) -> ModelCheckpoint:
-    return ModelCheckpoint(
+    return _MovableCheckpoint(
         dirpath=folder,
         filename=name,
         save_top_k=1,

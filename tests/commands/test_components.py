@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from finetune.cli import main
-from finetune.commands import components
+from finetune.commands import components, train  # noqa: F401 - imports all that reads `components`
 from finetune.training.checkpoints import load_checkpoint
 
 

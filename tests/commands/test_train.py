@@ -35,7 +35,8 @@ def finetune_process(*words: str) -> subprocess.Popen[str]:
 
 def test_a_run_directory_holds_everything_that_is_promised(trained: Path) -> None:
     expected = {
-        "config.yaml", "run.json", "split.csv", "metrics.csv", "metrics.json", "curves.png",
+        "config.yaml", "run.json",
+        "audit.json", "split.csv", "metrics.csv", "metrics.json", "curves.png",
         "confusion_matrix.png", "predictions_val.csv", "predictions_test.csv", "model.json",
         "model.safetensors", "model.ts", "model.ts.check.json", "checkpoints",
     }  # fmt: skip
@@ -251,7 +252,7 @@ def test_unreadable_images_and_copies_are_handled_and_told(
     output = " ".join(capsys.readouterr().out.split())
     assert "lying/bad.png: not an image" in output
     run = tmp_path / "runs" / "mixed" / "a"
-    assert list(json.loads((run / "run.json").read_text())["left_out"]) == ["lying/bad.png"]
+    assert list(json.loads((run / "audit.json").read_text())["unreadable"]) == ["lying/bad.png"]
     with (run / "split.csv").open() as file:
         split = {row["path"]: row["split"] for row in csv.DictReader(file)}
     assert len(split) == 90

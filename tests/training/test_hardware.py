@@ -28,9 +28,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-        monkeypatch.setattr(
-            torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16
-        )
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
         monkeypatch.setattr(hardware, "has_native_bfloat16", lambda: cpu_bfloat16)
 
     return pretend
@@ -144,9 +142,7 @@ def test_a_torch_without_these_questions_has_no_native_bfloat16(monkeypatch):
 @pytest.mark.parametrize(
     ("cores", "processes", "expected"), [(1, 1, 1), (4, 1, 4), (64, 1, 8), (16, 4, 4), (2, 4, 1)]
 )
-def test_workers_share_the_cores_that_this_process_may_use(
-    monkeypatch, cores, processes, expected
-):
+def test_workers_share_the_cores_that_this_process_may_use(monkeypatch, cores, processes, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores), raising=False)
     assert choose_workers("auto", processes=processes) == expected
     monkeypatch.delattr(os, "sched_getaffinity")

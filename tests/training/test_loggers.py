@@ -18,9 +18,9 @@ def test_tensorboard_writes_into_the_run_directory(tmp_path):
     logger = create_logger("tensorboard", folder=tmp_path, run_name="first")
     logger.log_metrics({"val_accuracy": 0.5}, step=3)
     logger.finalize("success")
-    events = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert [path.parent for path in events] == [tmp_path / "tensorboard"]
-    assert b"val_accuracy" in events[0].read_bytes()
+    assert list(tmp_path.iterdir()) == [tmp_path / "tensorboard"]
+    (events,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+    assert b"val_accuracy" in events.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])

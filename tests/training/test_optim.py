@@ -1,8 +1,9 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from timm.optim import get_optimizer_info, list_optimizers
 from torch import nn
@@ -39,7 +40,7 @@ def test_rates_shrink_by_the_decay_from_stage_to_stage(num_stages, lr, factor, d
     result = stage_rates(num_stages, lr=lr, backbone_lr_factor=factor, layer_decay=decay)
     assert len(result) == num_stages
     assert result[-1] == pytest.approx(lr * factor)
-    for lower, upper in zip(result, result[1:], strict=False):
+    for lower, upper in pairwise(result):
         assert lower == pytest.approx(upper * decay)
 
 
@@ -48,9 +49,7 @@ def test_a_backbone_without_stages_has_no_rates():
 
 
 @given(
-    st.dictionaries(
-        st.sampled_from("abcdef"), st.lists(st.integers(0, 4), max_size=6), min_size=1
-    ),
+    st.dictionaries(st.sampled_from("abcdef"), st.lists(st.integers(0, 4), max_size=6), min_size=1),
     st.floats(0.0, 1.0),
 )
 def test_every_parameter_is_in_exactly_one_group(dimensions, weight_decay):
@@ -160,10 +159,10 @@ def test_cosine_rises_then_falls_within_bounds(data):
     final = data.draw(finals)
     curve = [cosine_factor(step, total, warmup=warmup, final=final) for step in range(total)]
     assert all(0 <= factor <= 1 for factor in curve)
-    assert all(a < b for a, b in zip(curve[:warmup], curve[1 : warmup + 1], strict=True))
+    assert all(a < b for a, b in pairwise(curve[: warmup + 1]))
     falling = curve[warmup:]
     assert falling[0] == 1
-    assert all(a >= b - 1e-12 for a, b in zip(falling, falling[1:], strict=False))
+    assert all(a >= b - 1e-12 for a, b in pairwise(falling))
     assert curve[-1] == pytest.approx(final)
     # Lightning asks for one more step than it trains.
     assert cosine_factor(total, total, warmup=warmup, final=final) == pytest.approx(final)
@@ -187,6 +186,7 @@ def test_cosine_after_warm_up_is_that_of_torch(total, final):
     st.floats(0.01, 1.0),
     st.floats(0.0, 1.0),
 )
+@example(10, 0.95, 0.1, 0.0)  # the fall is shorter than a step
 def test_onecycle_is_that_of_torch(total, fraction, initial, final):
     final = max(final * initial, 1e-6)  # torch wants a ratio of two numbers > 0
     parameter = nn.Parameter(torch.zeros(1))
@@ -203,9 +203,7 @@ def test_onecycle_is_that_of_torch(total, fraction, initial, final):
         cycle_momentum=False,
     )
     for step in range(total):
-        ours = onecycle_factor(
-            step, total, warmup_fraction=fraction, initial=initial, final=final
-        )
+        ours = onecycle_factor(step, total, warmup_fraction=fraction, initial=initial, final=final)
         assert ours == pytest.approx(theirs.get_last_lr()[0], abs=1e-6)
         assert 0 <= ours <= 1 + 1e-12
         optimizer.step()
@@ -225,7 +223,7 @@ def test_onecycle_whose_rise_is_one_step_starts_low():
 @given(st.integers(0, 100), st.integers(1, 100))
 def test_constant_rises_to_one_and_stays(warmup, more):
     curve = [constant_factor(step, warmup=warmup) for step in range(warmup + more)]
-    assert all(a < b for a, b in zip(curve[:warmup], curve[1 : warmup + 1], strict=False))
+    assert all(a < b for a, b in pairwise(curve[: warmup + 1]))
     assert all(0 < factor <= 1 for factor in curve)
     assert curve[warmup:] == [1.0] * more
 

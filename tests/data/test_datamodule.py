@@ -1,0 +1,301 @@
+from itertools import chain
+from types import SimpleNamespace
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from finetune.data.augment import Augmentation
+from finetune.data.datamodule import (
+    Augmented,
+    ImageDataModule,
+    LabelledImages,
+    Resized,
+    TrainBatches,
+    epoch_order,
+    sample_seed,
+)
+from finetune.data.discover import Sample
+from finetune.data.preprocess import Preprocess
+from finetune.errors import DataError
+
+SIZE_PX = 16
+COUNT = 22
+NAMES = ("even", "odd")
+AUGMENTATION = Augmentation(
+    [
+        {"name": "RandomResizedCrop", "size": ["image_size_px", "image_size_px"]},
+        {"name": "ColorJitter", "p": 1.0},
+    ],
+    SIZE_PX,
+)
+PREPROCESS = Preprocess(SIZE_PX, "squash", 1.0, "bilinear", (0.5,) * 3, (0.25,) * 3)
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+class Watching(LightningModule):
+    """Train nothing and keep every batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.epochs = []
+
+    def on_train_epoch_start(self):
+        self.epochs.append([])
+
+    def training_step(self, batch, _):
+        self.epochs[-1].append(batch)
+        return self.weight.sum()
+
+    def validation_step(self, *_):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def as_it_is(image, _seed):
+    """Keep the image; what it shows tells which one it is."""
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    """Images of one grey each, their index, labelled by its parity."""
+    root = tmp_path_factory.mktemp("flat")
+    samples = []
+    for index in range(COUNT):
+        path = f"{NAMES[index % 2]}/{index:02d}.png"
+        (root / path).parent.mkdir(exist_ok=True)
+        PIL.Image.new("RGB", (4, 4), (index,) * 3).save(root / path)
+        samples.append(Sample(path, NAMES[index % 2], "train"))
+    return root, tuple(samples)
+
+
+@pytest.fixture(scope="module")
+def equal(tmp_path_factory):
+    """Images that are all the same, so that they differ by their augmentation alone."""
+    root = tmp_path_factory.mktemp("equal")
+    (root / "even").mkdir()
+    smooth = np.random.default_rng(0).random((6, 8, 3))
+    image = (np.kron(smooth, np.ones((5, 5, 1))) * 255).astype(np.uint8)
+    samples = []
+    for index in range(COUNT):
+        path = f"even/{index:02d}.png"
+        PIL.Image.fromarray(image).save(root / path)
+        samples.append(Sample(path, "even", "train"))
+    return root, tuple(samples)
+
+
+def images_of(source, transform=None, seed=3):
+    root, samples = source
+    transform = transform or as_it_is
+    return LabelledImages(root, samples, NAMES, transform=transform, seed=seed, max_megapixels=1)
+
+
+def watch(images, *, workers, epochs, batch_size=4):
+    """Train for real and return the batches by epoch."""
+    data = ImageDataModule(images, images, batch_size=batch_size, workers=workers, seed=images.seed)
+    module = Watching()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, datamodule=data)
+    return module.epochs
+
+
+def indices_in(epoch):
+    """Read which images an epoch of `flat` showed, in order."""
+    return [int(image[0, 0, 0]) for images, _ in epoch for image in images]
+
+
+quietly = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*isinstance.treespec, LeafSpec"
+)
+
+
+@given(seeds, st.integers(0, 1000), st.integers(0, 10**7))
+def test_a_sample_seed_is_a_function_of_all_three(seed, epoch, index):
+    value = sample_seed(seed, epoch, index)
+    assert value == sample_seed(seed, epoch, index)
+    assert 0 <= value < 2**64
+    others = {
+        sample_seed(seed + 1, epoch, index),
+        sample_seed(seed, epoch + 1, index),
+        sample_seed(seed, epoch, index + 1),
+    }
+    assert len(others | {value}) == 4
+
+
+def test_sample_seeds_are_the_same_on_every_machine():
+    assert sample_seed(0, 0, 0) == 9617123944752223253
+    assert sample_seed(1, 23, 456) == 1147992687511599121
+
+
+@given(st.integers(1, 300), seeds, st.integers(0, 50))
+def test_an_order_is_a_permutation_by_seed_and_epoch(count, seed, epoch):
+    order = epoch_order(count, seed=seed, epoch=epoch)
+    assert sorted(order) == list(range(count))
+    assert order == epoch_order(count, seed=seed, epoch=epoch)
+    if count >= 20:
+        assert order != epoch_order(count, seed=seed, epoch=epoch + 1)
+        assert order != epoch_order(count, seed=seed + 1, epoch=epoch)
+
+
+def batches_of(count, size, *, seed, epoch, rank=0, world_size=1):
+    batches = TrainBatches(count, size, seed=seed, rank=rank, world_size=world_size)
+    batches.set_epoch(epoch)
+    listed = list(batches)
+    assert len(listed) == len(batches)
+    return listed
+
+
+@given(st.data(), st.integers(1, 5), st.integers(1, 6), seeds, st.integers(0, 9))
+def test_the_batches_of_all_ranks_joined_are_those_of_one_process(
+    data, world_size, share, seed, epoch
+):
+    size = world_size * share
+    count = data.draw(st.integers(size, 10 * size))
+    alone = batches_of(count, size, seed=seed, epoch=epoch)
+    ranks = [
+        batches_of(count, size, seed=seed, epoch=epoch, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    joined = [list(chain(*parts)) for parts in zip(*ranks, strict=True)]
+    assert joined == alone
+    assert all(len(batch) == size for batch in alone)
+    keys = [key for batch in alone for key in batch]
+    assert len(set(keys)) == len(keys) == count // size * size
+    assert all(shown_in == epoch and 0 <= index < count for shown_in, index in keys)
+
+
+def test_the_images_left_over_differ_from_epoch_to_epoch():
+    left_over = {
+        frozenset(range(10)).difference(i for b in batches_of(10, 4, seed=0, epoch=e) for _, i in b)
+        for e in range(8)
+    }
+    assert len(left_over) > 4
+
+
+def test_an_image_has_the_label_of_its_class(flat):
+    images = images_of(flat)
+    assert len(images) == COUNT
+    for index in range(COUNT):
+        image, label = images[0, index]
+        assert image[0, 0, 0] == index
+        assert label == index % 2
+
+
+def test_an_image_that_cannot_be_read_is_named(flat, tmp_path):
+    (tmp_path / "even").mkdir()
+    (tmp_path / "even" / "text.png").write_text("no image")
+    samples = (Sample("even/text.png", "even", "train"), Sample("even/gone.png", "even", "train"))
+    images = images_of((tmp_path, samples))
+    for index, sample in enumerate(samples):
+        with pytest.raises(DataError, match="cannot be read") as caught:
+            images[0, index]
+        assert str(caught.value).startswith(str(tmp_path / sample.path))
+
+
+@quietly
+def test_each_epoch_of_a_training_has_its_own_order(flat):
+    alone = watch(images_of(flat), workers=0, epochs=2)
+    assert [len(epoch) for epoch in alone] == [COUNT // 4] * 2
+    shown = [indices_in(epoch) for epoch in alone]
+    for epoch, indices in enumerate(shown):
+        assert len(set(indices)) == len(indices) == 20
+        assert indices == epoch_order(COUNT, seed=3, epoch=epoch)[:20]
+    assert shown[0] != shown[1]
+    for images, labels in alone[1]:
+        assert [int(image[0, 0, 0]) % 2 for image in images] == labels.tolist()
+
+    again = watch(images_of(flat), workers=0, epochs=2)
+    with_workers = watch(images_of(flat), workers=2, epochs=2)
+    assert [indices_in(epoch) for epoch in again] == shown
+    assert [indices_in(epoch) for epoch in with_workers] == shown
+    other_seed = watch(images_of(flat, seed=4), workers=0, epochs=1)
+    assert indices_in(other_seed[0]) != shown[0]
+
+
+@quietly
+def test_augmentation_is_drawn_anew_for_each_sample_and_epoch(equal):
+    def draws(workers):
+        epochs = watch(images_of(equal, Augmented(AUGMENTATION)), workers=workers, epochs=3)
+        images = [image for epoch in epochs for images, _ in epoch for image in images]
+        assert all(image.shape == (3, SIZE_PX, SIZE_PX) for image in images)
+        assert all(image.dtype == torch.uint8 for image in images)
+        return [image.numpy().tobytes() for image in images]
+
+    alone = draws(0)
+    assert len(alone) == 3 * 20
+    assert len(set(alone)) >= 0.99 * len(alone)
+    assert draws(0) == alone
+    assert draws(2) == alone
+
+
+def pretend_rank(data, rank, world_size):
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
+    return data
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("count", [3, 13, 20])
+def test_validation_covers_each_image_once_over_all_processes(flat, world_size, count):
+    root, samples = flat
+    images = images_of((root, samples[:count]))
+    seen = []
+    for rank in range(world_size):
+        data = ImageDataModule(images, images, batch_size=5, workers=0, seed=0)
+        loader = pretend_rank(data, rank, world_size).val_dataloader()
+        batches = [pixels[:, 0, 0, 0].tolist() for pixels, _ in loader]
+        assert len(batches) == len(loader)
+        assert all(1 <= len(batch) <= 5 for batch in batches)
+        seen += [index for batch in batches for index in batch]
+    assert sorted(seen) == list(range(count))
+
+
+def test_training_loaders_of_all_ranks_share_each_batch(flat):
+    images = images_of(flat)
+
+    def loader(rank, world_size):
+        data = ImageDataModule(images, images, batch_size=6, workers=0, seed=3)
+        return pretend_rank(data, rank, world_size).train_dataloader()
+
+    alone = [pixels[:, 0, 0, 0].tolist() for pixels, _ in loader(0, 1)]
+    ranks = [[pixels[:, 0, 0, 0].tolist() for pixels, _ in loader(rank, 3)] for rank in range(3)]
+    assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == alone
+
+
+def test_validation_shows_what_prediction_shows(equal):
+    images = images_of(equal, Resized(PREPROCESS))
+    first, _ = images[0, 0]
+    other_epoch, _ = images[7, 0]
+    assert first.shape == (3, SIZE_PX, SIZE_PX)
+    assert first.dtype == torch.float32
+    assert torch.equal(first, other_epoch)
+    with PIL.Image.open(equal[0] / "even" / "00.png") as image:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    assert torch.equal(first, PREPROCESS.resize(pixels)[0])
+
+
+def test_the_epoch_to_come_travels_in_the_checkpoint(flat):
+    images = images_of(flat)
+    data = ImageDataModule(images, images, batch_size=4, workers=0, seed=3)
+    data.trainer = SimpleNamespace(current_epoch=4, global_rank=0, world_size=1)
+    resumed = ImageDataModule(images, images, batch_size=4, workers=0, seed=3)
+    resumed.load_state_dict(data.state_dict())
+    first = next(iter(resumed.train_dataloader()))
+    assert first[0][:, 0, 0, 0].tolist() == epoch_order(COUNT, seed=3, epoch=5)[:4]
