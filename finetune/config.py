@@ -263,7 +263,7 @@ class TensorboardLoggerConfig(Group):
 
 
 class MlflowLoggerConfig(Group):
-    """``logger=mlflow``: an MLflow server or folder; null is ``mlruns`` in the run directory."""
+    """``logger=mlflow``: a server or database; null is ``mlflow.db`` in the run directory."""
 
     name: Literal["mlflow"]
     experiment_name: str

@@ -18,7 +18,7 @@ from finetune.models.backbones import create_backbone, describe_backbone
 from finetune.models.classifier import Classifier
 from finetune.models.heads import create_head
 from finetune.run import RunDirectory
-from finetune.training.callbacks import EpochTable
+from finetune.training.callbacks import EpochTable, StepProgress
 from finetune.training.hardware import Hardware, choose_hardware, choose_workers
 from finetune.training.loggers import create_logger
 from finetune.training.losses import create_loss
@@ -187,11 +187,10 @@ def build_trainer(
         checkpoints=run.checkpoints,
         stages_open_later=config.freeze.policy == "gradual",
         synchronise_batchnorm=config.freeze.policy != "backbone" and hardware.world_size > 1,
-        callbacks=[epochs],
+        callbacks=[epochs, *([StepProgress(console)] if console.is_terminal else [])],
         logger=None
         if logger is None or console.quiet
         else create_logger(logger.name, folder=run.path, run_name=run.path.name, **settings),
-        show_progress=console.is_terminal and not console.quiet,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+import rich
 from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
@@ -68,7 +69,7 @@ def run(config: TrainConfig, as_yaml: str) -> TrainResult | None:
     """
     started = time.monotonic()
     is_main = getattr(rank_zero_only, "rank", 0) == 0
-    console = Console(quiet=not is_main)
+    console = rich.get_console() if is_main else Console(quiet=True)
     quiet_lightning()
     hardware = build_hardware(config)
     check_optimizer(config.optimizer.name)

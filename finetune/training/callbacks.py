@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from finetune.run import replacing
 
@@ -79,6 +80,75 @@ class EpochTable(Callback):
         text = "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
         best = row["epoch"] == self.best_epoch
         self.console.print(f"{'*' if best else ' '} {text}", style="bold" if best else "")
+
+
+class StepProgress(Callback):
+    """Draw a bar of the running epoch; rows that are printed meanwhile stand above it.
+
+    Args:
+        console: the one that the rows are printed on.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self.task = self.progress.add_task("", total=None)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a new bar."""
+        del pl_module
+        text = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self.progress.reset(self.task, description=text, total=trainer.num_training_batches)
+        self.progress.start()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Move on by one batch."""
+        del trainer, pl_module, outputs, batch, batch_idx
+        self.progress.advance(self.task)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say that the validation images are being looked at."""
+        del pl_module
+        text = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, validation"
+        self.progress.reset(self.task, description=text, total=sum(trainer.num_val_batches))
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move on by one batch."""
+        del trainer, pl_module, outputs, batch, batch_idx, dataloader_idx
+        self.progress.advance(self.task)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Give the terminal back."""
+        del trainer, pl_module, exception
+        self.progress.stop()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the terminal back."""
+        del trainer, pl_module, stage
+        self.progress.stop()
 
 
 def write_rows(path: Path, rows: list[dict[str, float]]) -> None:

@@ -27,7 +27,7 @@ def create_logger(
         folder: the run directory.
         run_name: how the run is called there.
         project: W&B project or MLflow experiment.
-        tracking_uri: of MLflow; None for a folder in the run directory.
+        tracking_uri: of MLflow; None for a database in the run directory.
         offline: write W&B's files without a network.
 
     Raises:
@@ -40,7 +40,7 @@ def create_logger(
             return TensorBoardLogger(folder, name="", version="tensorboard")
         case "mlflow":
             _need("mlflow", name)
-            uri = tracking_uri or (folder.resolve() / "mlruns").as_uri()
+            uri = tracking_uri or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
             return MLFlowLogger(experiment_name=project, run_name=run_name, tracking_uri=uri)
         case "wandb":
             _need("wandb", name)

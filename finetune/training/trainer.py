@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 
@@ -32,7 +32,6 @@ def create_trainer(
     synchronise_batchnorm: bool,
     callbacks: Sequence[Callback],
     logger: Logger | None,
-    show_progress: bool,
 ) -> Trainer:
     """Make the Trainer: checkpoints ``best`` and ``last``, early stopping, progress, strategy.
 
@@ -49,12 +48,9 @@ def create_trainer(
         synchronise_batchnorm: compute training statistics over all GPUs.
         callbacks: further callbacks.
         logger: a further logger.
-        show_progress: draw a bar; off where nobody watches.
     """
     # The table of epochs is a callback of ours, before the checkpoints, whose state it enters.
     all_callbacks: list[Callback] = [*callbacks]
-    if show_progress:
-        all_callbacks.append(RichProgressBar(leave=False))
     if early_stopping_patience is not None:
         all_callbacks.append(
             EarlyStopping(monitor, mode=mode, patience=early_stopping_patience, check_finite=True)
@@ -78,7 +74,7 @@ def create_trainer(
         logger=logger or False,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=checkpoints.parent,
-        enable_progress_bar=show_progress,
+        enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

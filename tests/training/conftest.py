@@ -150,7 +150,6 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
             synchronise_batchnorm=False,
             callbacks=[table, *callbacks],
             logger=None,
-            show_progress=False,
         )
 
     return make

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from finetune.training.callbacks import COLUMNS, EpochTable, write_rows
+from finetune.training.callbacks import COLUMNS, EpochTable, StepProgress, write_rows
 
 
 def end_epoch(table, *, epoch, is_main=True, epochs=9, lr=(0.1, 0.01), **metrics):
@@ -97,3 +97,26 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path):
         write_rows(path, [{"epoch": 1.0, "unknown": 0.1}])
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_bar_counts_batches_and_gives_the_terminal_back():
+    output = io.StringIO()
+    console = Console(file=output, width=100, force_terminal=True)
+    bar = StepProgress(console)
+    trainer = SimpleNamespace(
+        current_epoch=1, max_epochs=3, num_training_batches=4, num_val_batches=[2]
+    )
+    bar.on_train_epoch_start(trainer, None)
+    for batch in range(4):
+        bar.on_train_batch_end(trainer, None, None, None, batch)
+    bar.progress.refresh()
+    assert "Epoch 2/3" in output.getvalue()
+    assert "4/4" in output.getvalue()
+    bar.on_validation_start(trainer, None)
+    bar.on_validation_batch_end(trainer, None, None, None, 0)
+    bar.progress.refresh()
+    assert "Epoch 2/3, validation" in output.getvalue()
+    assert "1/2" in output.getvalue()
+    assert not bar.progress.finished
+    bar.on_exception(trainer, None, KeyboardInterrupt())
+    assert not bar.progress.live.is_started
