@@ -112,7 +112,8 @@ class Model:
         self, classifier: Classifier, preprocess: Preprocess, description: Description
     ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.classifier = classifier.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        classifier.eval().requires_grad_(False)
+        self.classifier = classifier.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # Resizing stays on the CPU, where the decoded images are; see `probabilities`.
         self.preprocess = preprocess
         self.description = description

@@ -1,12 +1,15 @@
 """``finetune export``: a file that was checked, or none."""
 
 import json
+import re
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
+import finetune
 import finetune.commands.export
 from finetune.cli import main
 
@@ -50,3 +53,26 @@ def test_missing_images_and_folders_are_status_2(
     assert "not there any more" in capsys.readouterr().err
     assert main(["export", f"run={run}", "format=onx"]) == 2
     assert "torchscript" in capsys.readouterr().err
+
+
+def test_the_lines_of_the_readme_read_an_exported_file(
+    trained: Path,
+    stripes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    readme = Path(__file__).resolve().parents[2] / "README.md"
+    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    (lines,) = [block for block in blocks if "torch.jit.load" in block]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "latest").symlink_to(trained)
+    shutil.copy(stripes / "lying" / "000.png", tmp_path / "rose.jpg")
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\.load")
+        exec(compile(lines, "README.md", "exec"), {})
+    label, probability = capsys.readouterr().out.split()
+    (answer,) = finetune.load_model(trained).predict([tmp_path / "rose.jpg"])
+    assert label == answer.label
+    assert float(probability) == pytest.approx(answer.probability, abs=1e-4)
