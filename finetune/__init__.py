@@ -17,7 +17,7 @@ __all__ = ["FinetuneError", "evaluate", "export", "inspect", "load_model", "pred
 if TYPE_CHECKING:
     from finetune.cli import evaluate, export, inspect, predict, train
     from finetune.errors import FinetuneError
-    from finetune.export.bundle import load_model
+    from finetune.exports.bundle import load_model
 
 
 def __getattr__(name: str) -> Any:
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'finetune' has no attribute {name!r}")
     if name == "load_model":
-        from finetune.export.bundle import load_model
+        from finetune.exports.bundle import load_model
 
         return load_model
     if name == "FinetuneError":

@@ -219,11 +219,6 @@ def _check_option(token: Token, options: Sequence[str], *, is_multirun: bool) ->
             continue
         if all(part.strip() in allowed for part in option.split(",")):
             raise ConfigError(f"{_several(token.key, option)}.")
-        if not options:
-            raise ConfigError(
-                f"{token.key}: got `{option}`, but there is none yet; config_dir=FOLDER adds your "
-                f"own: FOLDER/{token.key}/{option}.yaml."
-            )
         raise ConfigError(
             f"{token.key}: got `{option}`, expected one of {', '.join(options)}."
             f"{did_you_mean(option, options)}"

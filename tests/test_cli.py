@@ -180,8 +180,7 @@ assert "torch" not in sys.modules and "hydra" in sys.modules
         ),
         (
             ["experiment=mine"],
-            "experiment: got `mine`, but there is none yet; config_dir=FOLDER adds your own: "
-            "FOLDER/experiment/mine.yaml.",
+            "experiment: got `mine`, expected one of first_look.",
         ),
         (["dataset=[medical]"], "dataset: got `[medical]`, expected one of digits, folder, "),
         (["model=_base"], "model: got `_base`, expected one of nano, resnet18, "),

@@ -12,7 +12,7 @@ from finetune.data.splits import read_split
 from finetune.errors import DataError, did_you_mean
 from finetune.evaluation.metrics import Metrics
 from finetune.evaluation.plots import plot_confusion_matrix
-from finetune.export.bundle import Model, load_model
+from finetune.exports.bundle import Model, load_model
 from finetune.run import RunDirectory, open_run, read_record, write_json
 from finetune.training.hardware import choose_workers
 

@@ -9,9 +9,9 @@ from rich.console import Console
 from finetune.config import ExportConfig
 from finetune.data.splits import read_split
 from finetune.errors import RunError
-from finetune.export.bundle import Model, load_model
-from finetune.export.parity import Parity, compare
-from finetune.export.torchscript import load_torchscript, save_torchscript
+from finetune.exports.bundle import Model, load_model
+from finetune.exports.parity import Parity, compare
+from finetune.exports.torchscript import load_torchscript, save_torchscript
 from finetune.run import open_run, read_record, replacing, write_json
 
 MAX_IMAGES_COMPARED = 128

@@ -11,7 +11,7 @@ from rich.table import Table
 from finetune.data.discover import Sample
 from finetune.errors import DataError
 from finetune.evaluation.metrics import Metrics, classification_metrics
-from finetune.export.bundle import Model
+from finetune.exports.bundle import Model
 from finetune.prediction.predict import Prediction, predict_images
 from finetune.prediction.writers import open_writer
 

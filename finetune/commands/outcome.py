@@ -15,7 +15,7 @@ from finetune.data.discover import ImageFolder
 from finetune.data.preprocess import Preprocess
 from finetune.evaluation.metrics import Metrics
 from finetune.evaluation.plots import plot_confusion_matrix, plot_learning_curves
-from finetune.export.bundle import add_metrics, load_model, save_bundle
+from finetune.exports.bundle import add_metrics, load_model, save_bundle
 from finetune.models.classifier import Classifier
 from finetune.run import RunDirectory, command_line, typed, versions, write_json
 from finetune.training.callbacks import EpochTable

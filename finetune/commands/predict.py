@@ -8,7 +8,7 @@ from rich.progress import track
 from finetune.config import PredictConfig
 from finetune.data.discover import discover_inputs
 from finetune.errors import ConfigError
-from finetune.export.bundle import load_model
+from finetune.exports.bundle import load_model
 from finetune.prediction.predict import predict_images
 from finetune.prediction.writers import open_writer
 from finetune.training.hardware import choose_workers

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -362,63 +361,60 @@ def test_the_embedded_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert metrics["val"]["accuracy"] >= 0.93
 
 
-@pytest.mark.skipif(
-    not os.environ.get("FINETUNE_REAL_DATA"), reason="FINETUNE_REAL_DATA names no real images"
-)
-class TestRealImages:
-    """On the images that PyTorch's own tutorial uses, with real ImageNet weights."""
+@pytest.fixture(scope="module")
+def ants_and_bees(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train on the images of PyTorch's own tutorial, with real ImageNet weights."""
+    runs = tmp_path_factory.mktemp("real")
+    status = main(
+        [
+            "train",
+            f"dataset.root={real_data / 'data' / 'hymenoptera'}",
+            "model=resnet18",
+            f"model.weights={real_data / 'weights' / 'resnet18_imagenet.safetensors'}",
+            f"runs={runs}",
+            "name=a",
+        ]
+    )
+    assert status == 0
+    return runs / "hymenoptera" / "a"
 
-    @pytest.fixture(scope="class")
-    def ants_and_bees(self, real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        runs = tmp_path_factory.mktemp("real")
-        status = main(
-            [
-                "train",
-                f"dataset.root={real_data / 'data' / 'hymenoptera'}",
-                "model=resnet18",
-                f"model.weights={real_data / 'weights' / 'resnet18_imagenet.safetensors'}",
-                f"runs={runs}",
-                "name=a",
-            ]
-        )
-        assert status == 0
-        return runs / "hymenoptera" / "a"
 
-    def test_at_least_93_percent(self, ants_and_bees: Path) -> None:
-        metrics = json.loads((ants_and_bees / "metrics.json").read_text())
-        assert metrics["val"]["n"] == 153
-        assert metrics["val"]["accuracy"] >= 0.93
+def test_real_images_at_least_93_percent(ants_and_bees: Path) -> None:
+    metrics = json.loads((ants_and_bees / "metrics.json").read_text())
+    assert metrics["val"]["n"] == 153
+    assert metrics["val"]["accuracy"] >= 0.93
 
-    def test_torchscript_alone_answers_like_predict_on_all_images(
-        self, ants_and_bees: Path, real_data: Path, tmp_path: Path
-    ) -> None:
-        folder = real_data / "data" / "hymenoptera" / "val"
-        table = tmp_path / "labels.csv"
-        assert main(["predict", f"run={ants_and_bees}", f"input={folder}", f"output={table}"]) == 0
-        with table.open() as file:
-            rows = list(csv.DictReader(file))
-        assert len(rows) == 153
-        script = tmp_path / "deployed.py"
-        script.write_text(
-            "import json, sys, warnings\n"
-            "warnings.simplefilter('ignore')\n"
-            "import numpy, PIL.Image, torch\n"
-            "model = torch.jit.load(sys.argv[1])\n"
-            "for line in sys.stdin:\n"
-            "    image = PIL.Image.open(line.rstrip('\\n')).convert('RGB')\n"
-            "    pixels = torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None]\n"
-            "    with torch.inference_mode():\n"
-            "        print(json.dumps(model(pixels)[0].tolist()))\n"
-            "assert not {'finetune', 'timm', 'torchvision', 'lightning'} & set(sys.modules)\n"
-        )
-        answers = subprocess.run(
-            [sys.executable, str(script), str(ants_and_bees / "model.ts")],
-            input="\n".join(row["path"] for row in rows),
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.splitlines()
-        for row, answer in zip(rows, answers, strict=True):
-            ants, bees = json.loads(answer)
-            assert ants == pytest.approx(float(row["p_ants"]), abs=1e-4)
-            assert row["label"] == ("ants" if ants > bees else "bees")
+
+def test_torchscript_alone_answers_like_predict_on_all_real_images(
+    ants_and_bees: Path, real_data: Path, tmp_path: Path
+) -> None:
+    folder = real_data / "data" / "hymenoptera" / "val"
+    table = tmp_path / "labels.csv"
+    assert main(["predict", f"run={ants_and_bees}", f"input={folder}", f"output={table}"]) == 0
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 153
+    script = tmp_path / "deployed.py"
+    script.write_text(
+        "import json, sys, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "import numpy, PIL.Image, torch\n"
+        "model = torch.jit.load(sys.argv[1])\n"
+        "for line in sys.stdin:\n"
+        "    image = PIL.Image.open(line.rstrip('\\n')).convert('RGB')\n"
+        "    pixels = torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None]\n"
+        "    with torch.inference_mode():\n"
+        "        print(json.dumps(model(pixels)[0].tolist()))\n"
+        "assert not {'finetune', 'timm', 'torchvision', 'lightning'} & set(sys.modules)\n"
+    )
+    answers = subprocess.run(
+        [sys.executable, str(script), str(ants_and_bees / "model.ts")],
+        input="\n".join(row["path"] for row in rows),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for row, answer in zip(rows, answers, strict=True):
+        ants, bees = json.loads(answer)
+        assert ants == pytest.approx(float(row["p_ants"]), abs=1e-4)
+        assert row["label"] == ("ants" if ants > bees else "bees")

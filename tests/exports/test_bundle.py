@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune.data.decode import decode_image
 from finetune.errors import DataError, ModelError
-from finetune.export.bundle import add_metrics, load_model, save_bundle, sha256_of
+from finetune.exports.bundle import add_metrics, load_model, save_bundle, sha256_of
 
 CLASS_NAMES = ["ant", "bee", "wasp, common"]
 
@@ -261,7 +261,7 @@ def test_a_save_that_fails_leaves_the_old_bundle(make_bundle, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("finetune.export.bundle.save_file", full_disk)
+    monkeypatch.setattr("finetune.exports.bundle.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_bundle(
             folder,
@@ -280,7 +280,7 @@ def test_a_save_that_fails_leaves_the_old_bundle(make_bundle, monkeypatch):
 
 FRESH = """
 import sys
-from finetune.export.bundle import load_model
+from finetune.exports.bundle import load_model
 (answer,) = load_model(sys.argv[1]).predict([sys.argv[2]])
 print(answer.label, answer.probability, sep="|")
 heavy = {"lightning", "pytorch_lightning", "hydra", "omegaconf", "albumentations"}

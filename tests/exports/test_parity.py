@@ -7,9 +7,9 @@ from rich.console import Console
 from finetune.commands import export
 from finetune.commands.export import write_torchscript
 from finetune.errors import ExportError
-from finetune.export.bundle import load_model
-from finetune.export.parity import compare
-from finetune.export.torchscript import save_torchscript
+from finetune.exports.bundle import load_model
+from finetune.exports.parity import compare
+from finetune.exports.torchscript import save_torchscript
 
 
 @pytest.fixture(scope="module")

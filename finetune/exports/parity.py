@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune.data.decode import decode_image
 from finetune.errors import ExportError
-from finetune.export.bundle import Model
+from finetune.exports.bundle import Model
 
 
 @dataclass(frozen=True)

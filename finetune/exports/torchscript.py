@@ -17,7 +17,7 @@ from torch.jit.frontend import FrontendError
 
 from finetune.data.preprocess import Preprocess
 from finetune.errors import ExportError
-from finetune.export.bundle import Model
+from finetune.exports.bundle import Model
 from finetune.models.classifier import Classifier
 
 DESCRIPTION_NAME = "model.json"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from finetune.data.preprocess import Preprocess
-from finetune.export.bundle import save_bundle
+from finetune.exports.bundle import save_bundle
 from finetune.models.backbones import create_backbone, describe_backbone
 from finetune.models.classifier import Classifier
 from finetune.models.heads import create_head

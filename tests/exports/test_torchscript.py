@@ -10,8 +10,8 @@ from torch import nn
 from finetune.data.decode import decode_image
 from finetune.data.preprocess import Preprocess
 from finetune.errors import ExportError
-from finetune.export.bundle import Backbone, Description, Head, Model, load_model
-from finetune.export.torchscript import load_torchscript, save_torchscript
+from finetune.exports.bundle import Backbone, Description, Head, Model, load_model
+from finetune.exports.torchscript import load_torchscript, save_torchscript
 from finetune.models.classifier import Classifier
 from finetune.models.heads import create_head
 
