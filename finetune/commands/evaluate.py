@@ -59,7 +59,7 @@ def _images(
                 "measure on another folder: root=FOLDER."
             )
         return Path(read_record(directory)["data"]), samples, config.split
-    folder = discover_folder(config.root)
+    folder = discover_folder(config.root, min_classes=1)
     unknown = [name for name in folder.class_names if name not in model.class_names]
     if unknown:
         raise DataError(

@@ -251,11 +251,12 @@ def _report_duplicates(
             sets["duplicate"].append(paths)
     for name, (severity, where, remedy) in _DUPLICATES.items():
         if sets[name]:
+            copies = sum(len(paths) - 1 for paths in sets[name])
             yield Finding(
                 name,
                 severity,
                 tuple(path for paths in sets[name] for path in paths),
-                f"{len(sets[name])} images exist more than once{where}.",
+                f"{copies} images are copies of another{where}.",
                 remedy,
             )
 

@@ -62,7 +62,7 @@ class ImageFolder:
     skipped: tuple[Skipped, ...]
 
 
-def discover_folder(root: Path) -> ImageFolder:
+def discover_folder(root: Path, *, min_classes: int = 2) -> ImageFolder:
     """List the labelled images of a folder.
 
     Two layouts are known: ``root/<class>/…/<image>``, and, when ``root`` holds a folder ``train``
@@ -71,8 +71,12 @@ def discover_folder(root: Path) -> ImageFolder:
     macOS, Windows and Jupyter leave behind, symbolic links, files without an image suffix and
     images outside a class folder are left out; the last three are named in ``skipped``.
 
+    Args:
+        root: the folder.
+        min_classes: fewer are refused; 1 is enough to measure a trained model on, not to train.
+
     Raises:
-        DataError: no such folder, no images, fewer than two classes, a layout that is neither of
+        DataError: no such folder, no images, fewer classes than that, a layout that is neither of
             the two, or a class that has no image to train on.
     """
     _check_root(root)
@@ -95,7 +99,7 @@ def discover_folder(root: Path) -> ImageFolder:
         _skip_unclassed(images, skipped)
         samples = _collect(root, folders, None, skipped)
     class_names = sorted({sample.class_name for sample in samples}, key=natural_key)
-    if len(class_names) < 2:
+    if len(class_names) < min_classes:
         raise _one_class(root, (split_folders or {}).get("train", ""), class_names[0])
     return ImageFolder(
         root=root,
