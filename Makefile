@@ -17,7 +17,7 @@ PYTHON ?= python3
 .ONESHELL:
 .SUFFIXES:
 
-override make.targets := help train evaluate predict export inspect install check test lock clean distclean
+override make.targets := help train evaluate predict export inspect data cache install check test lock clean distclean
 .PHONY: $(make.targets)
 
 # Without this, `make train dataset.root= ~/flowers` trains on something else before it complains.
@@ -75,6 +75,14 @@ export: .venv/.installed ## write a run's model for use without this package
 inspect: .venv/.installed ## count and check the images of a folder
 	@export FINETUNE_PROGRAM=make
 	$(call make.run,-m finetune inspect $(make.options))
+
+data: .venv/.installed ## fetch the public images of a data set: dataset=medical
+	@export FINETUNE_PROGRAM=make
+	$(call make.run,-m finetune data $(make.options))
+
+cache: .venv/.installed ## show what is kept between runs; clear=all removes it
+	@export FINETUNE_PROGRAM=make
+	$(call make.run,-m finetune cache $(make.options))
 
 ##
 ## Set-up and development:
@@ -157,6 +165,7 @@ unexport $(make.names) ARGS PYTHON MAKEFLAGS MAKEOVERRIDES MFLAGS
 ##   make predict run=runs/latest input=/new/images output=out.csv
 ##   make export run=runs/latest format=torchscript
 ##   make inspect dataset.root=~/flowers
+##   make data dataset=medical && make train dataset=medical
 ##   make train ARGS=--help           all options of a verb
 ##   make test ARGS="-k splits -x"    some of the tests
 ##

@@ -21,7 +21,7 @@ import yaml
 from finetune.config import VERBS, expand_home
 from finetune.errors import ConfigError, FinetuneError, RunError, did_you_mean
 from finetune.usage import CONF, group_options, groups, overview, verb_help
-from finetune.validation import holds_path, holds_text, key_types, validate
+from finetune.validation import holds_list, holds_path, holds_text, key_types, validate
 
 INTERRUPTED = 130
 CHANGEABLE_ON_RESUME = ("debug", "dataset.workers")
@@ -187,7 +187,8 @@ def _prepare(
     options = {group: group_options(group, config_dir) for group in groups(config_dir)}
     prepared = [_prepare_one(token, keys, options, is_multirun=is_multirun) for token in tokens]
     typed = {token.key for token in tokens}
-    if "dataset.root" in typed and not typed & {"dataset", "experiment"}:
+    own_images = {"dataset.root", "dataset.manifest"}
+    if typed & own_images and not typed & {"dataset", "experiment"}:
         prepared.insert(0, Token("", "dataset", "folder"))
     return prepared
 
@@ -246,6 +247,8 @@ def _as_grammar(token: Token, kind: Any, *, is_sweep: bool) -> str:
             return _quoted_each(value) if is_plain and (is_path or is_text) else value
         if is_path:
             return _quoted(value)
+        if holds_list(kind):
+            return f"[{value}]"
         raise ConfigError(
             f"{_several(token.key, value)}, or quote one value with a comma: "
             f"{token.key}=\"'{value}'\"."

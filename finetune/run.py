@@ -7,12 +7,16 @@ runs/<dataset>/<time>/
 ├── split.csv              path, label and split of every image
 ├── metrics.csv            one row per epoch
 ├── metrics.json           of the best checkpoint, per split
-├── curves.png  confusion_matrix.png
+├── contact_sheet.png      images as they are, and as training sees them
+├── curves.png  confusion_matrix.png   (labels.png with task=multilabel)
 ├── predictions_val.csv    one row per validation image
 ├── model.json  model.safetensors      the bundle
 ├── model.ts  model.ts.check.json      the export, and how it was checked
 └── checkpoints/best.ckpt  checkpoints/last.ckpt
 runs/latest                a link to the newest run
+
+With ``dataset.fold=all``, each fold has such a folder in the run's, which itself holds
+``metrics.json`` (mean and deviation) and ``predictions_out_of_fold.csv``.
 """
 
 import json
@@ -27,6 +31,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from finetune.config import Task
 from finetune.errors import RunError
 
 LATEST = "latest"
@@ -43,16 +48,25 @@ class RunDirectory:
         self.split = path / "split.csv"
         self.epochs = path / "metrics.csv"
         self.metrics = path / "metrics.json"
+        self.contact_sheet = path / "contact_sheet.png"
         self.curves = path / "curves.png"
-        self.confusion_matrix = path / "confusion_matrix.png"
         self.checkpoints = path / "checkpoints"
         self.best_checkpoint = self.checkpoints / "best.ckpt"
         self.last_checkpoint = self.checkpoints / "last.ckpt"
         self.torchscript = path / "model.ts"
+        self.out_of_fold = path / "predictions_out_of_fold.csv"
 
     def predictions(self, split: str) -> Path:
         """Name the table of predictions of one split."""
         return self.path / f"predictions_{split}.csv"
+
+    def picture(self, task: Task) -> Path:
+        """Name the picture of the figures: how classes are confused, or how labels are found."""
+        return self.path / ("confusion_matrix.png" if task == "multiclass" else "labels.png")
+
+    def fold(self, index: int) -> "RunDirectory":
+        """Name the run directory of one fold, from 0."""
+        return RunDirectory(self.path / f"fold_{index}")
 
 
 def create_run(runs: Path, dataset: str, name: str | None) -> RunDirectory:

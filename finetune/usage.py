@@ -18,7 +18,9 @@ _SUMMARIES = {
     "evaluate": "measure a trained run on a split or on another folder",
     "predict": "label a file, a folder or a glob of images",
     "export": "write the best model to a file that needs torch alone, and check it",
-    "inspect": "look at a folder of images before training on it",
+    "inspect": "look at images before training on them: counts, faults, copies, a picture",
+    "data": "fetch the public images of a data set",
+    "cache": "show what is kept between runs, or remove it",
 }
 _EXAMPLES = {
     "train": (
@@ -26,6 +28,8 @@ _EXAMPLES = {
         "finetune train dataset.root=~/flowers           your own folder: <root>/<class>/*.jpg",
         "finetune train dataset.root=~/flowers model=resnet50 freeze=backbone optimizer.lr=3e-4",
         "finetune train dataset=medical dataset.root=/data/xrays model.weights=r18.safetensors",
+        "finetune train dataset.root=~/flowers dataset.folds=5 dataset.fold=all",
+        "finetune train dataset.manifest=labels.csv task=multilabel",
         "finetune train -m model=resnet18,resnet34 seed=0,1",
         "finetune train resume=runs/latest               go on after an interruption",
     ),
@@ -38,7 +42,16 @@ _EXAMPLES = {
         "finetune predict run=runs/latest input='photos/**/*.jpg' output=labels.parquet",
     ),
     "export": ("finetune export run=runs/latest format=torchscript",),
-    "inspect": ("finetune inspect dataset.root=~/flowers",),
+    "inspect": (
+        "finetune inspect dataset.root=~/flowers augmentation=strong",
+        r"finetune inspect dataset.root=/data/xrays dataset.group_pattern='person(\d+)_'",
+        "finetune inspect dataset.manifest=labels.csv task=multilabel",
+    ),
+    "data": (
+        "finetune data dataset=medical                   5,856 chest X-rays into data/medical",
+        "finetune data dataset=medical source=~/Downloads/pneumoniamnist_224.npz",
+    ),
+    "cache": ("finetune cache", "finetune cache clear=images"),
 }
 
 

@@ -23,6 +23,7 @@ _EXPECTED = {
     "bool_type": "true or false",
     "string_type": "text",
     "string_too_short": "text",
+    "too_short": "at least one",
     "path_type": "a file or folder",
     "list_type": "a list",
     "dict_type": "names with values",
@@ -67,6 +68,11 @@ def holds_path(kind: Any) -> bool:
     return kind is Path or any(holds_path(part) for part in get_args(kind))
 
 
+def holds_list(kind: Any) -> bool:
+    """Tell whether a key of this type holds a list."""
+    return kind is list or get_origin(kind) is list
+
+
 def holds_text(kind: Any) -> bool:
     """Tell whether a key of this type holds any text, such as a name."""
     is_union = get_origin(kind) in (Annotated, Union, types.UnionType)
@@ -106,7 +112,10 @@ def _describe(
         return f"{key}: missing; give {key}=VALUE.", ""
     if kind == "value_error":
         reason = str(context["error"])
-        return (f"{key}: {reason}." if key else f"{reason}."), ""
+        end = "" if reason.endswith(("?", ".")) else "."
+        # What does not fit together within a group begins with the name of a key.
+        mark = "" if not key else "." if isinstance(got, Mapping) else ": "
+        return f"{key}{mark}{reason}{end}", ""
     if kind == "union_tag_invalid":
         options = context["expected_tags"].replace("'", "")
         return f"{key}.name: got `{context['tag']}`", f"one of {options}"

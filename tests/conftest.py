@@ -5,6 +5,7 @@ import os
 # One thread: two would wait for each other more than they compute, on images this small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -22,6 +23,14 @@ def _no_outer_make(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what `make test` exports from the programs under test."""
     for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "FINETUNE_PROGRAM"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep audits of test images out of the user's cache, and the user's out of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -29,10 +29,12 @@ from finetune.commands.components import (
     monitor_mode,
 )
 from finetune.commands.dataset import find_images
+from finetune.commands.settle import settle
 from finetune.config import VERBS, InspectConfig, TrainConfig
 from finetune.data.augment import Augmentation
+from finetune.data.discover import ImageFolder, Sample
 from finetune.errors import ConfigError
-from finetune.evaluation.metrics import training_metrics
+from finetune.evaluation.epoch import training_metrics
 from finetune.models.backbones import NANO, create_backbone, describe_backbone
 from finetune.models.classifier import Classifier
 from finetune.models.heads import create_head
@@ -165,28 +167,33 @@ def test_every_group_has_a_test_that_builds_it():
 @pytest.mark.parametrize("option", of("augmentation"))
 def test_augmentation(option):
     config = compose_train(f"augmentation={option}")
-    augment = Augmentation(config.augmentation.transforms, 32)
+    settings = config.augmentation
+    augment = Augmentation(settings.transforms, 32, random_erasing=settings.random_erasing)
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    assert augment(image, seed=1).shape == (32, 32, 3)
+    shown = [augment(image, seed=seed) for seed in range(20)]
+    assert {one.shape for one in shown} == {(32, 32, 3)}
+    assert len({one.tobytes() for one in shown}) == (1 if option == "none" else 20)
 
 
 @pytest.mark.parametrize("option", of("dataset"))
 def test_dataset(option, stripes, tmp_path):
     root = tmp_path / "digits" if option == "digits" else stripes
     config = compose_train(f"dataset={option}", f"dataset.root={root}")
-    folder = find_images(config.dataset)
+    folder = find_images(config.dataset, config.task)
     assert len(folder.samples) == (1797 if option == "digits" else 80)
-    logged = {"loss", *training_metrics(NUM_CLASSES)}
-    assert config.dataset.monitor in logged
+    logged = training_metrics(NUM_CLASSES, task=config.task, names=config.dataset.metrics)
+    assert config.dataset.monitor in {"loss", "auto", *logged}
 
 
 @pytest.mark.parametrize("option", of("freeze"))
 def test_freeze(option):
     config = compose_train(f"freeze={option}")
     classifier = nano_classifier()
-    module = build_module(
-        config, classifier, build_preprocess(config, classifier), num_classes=NUM_CLASSES
-    )
+    names = tuple("abc")
+    samples = tuple(Sample(f"{name}/1.png", (name,), "train") for name in names)
+    folder = ImageFolder(Path("x"), names, samples, ())
+    config, _ = settle(config, folder)
+    module = build_module(config, classifier, build_preprocess(config, classifier), folder)
     learns_backbone = any(p.requires_grad for p in classifier.backbone.parameters())
     assert learns_backbone == (option != "backbone")
     assert all(p.requires_grad for p in classifier.head.parameters())
@@ -217,7 +224,9 @@ def test_logger(option, tmp_path):
 @pytest.mark.parametrize("option", of("loss"))
 def test_loss(option):
     config = compose_train(f"loss={option}")
-    loss = create_loss(config.loss.name, label_smoothing=config.loss.label_smoothing)
+    loss = create_loss(
+        config.loss.name, task=config.task, label_smoothing=config.loss.label_smoothing
+    )
     labels = torch.tensor([0, 2])
     right = 20.0 * nn.functional.one_hot(labels, NUM_CLASSES)
     assert loss(right, labels).item() < loss(-right, labels).item()
@@ -309,6 +318,7 @@ def build_any_trainer(config: TrainConfig, folder: Path) -> Trainer:
     console = Console(file=io.StringIO())
     epochs = EpochTable(
         folder / "metrics.csv",
+        metrics=config.dataset.metrics,
         monitor=monitor_key(config),
         mode=monitor_mode(config),
         console=console,

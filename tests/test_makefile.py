@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from packaging.specifiers import SpecifierSet
 
 REPOSITORY = Path(__file__).parents[1]
-VERBS = ["train", "evaluate", "predict", "export", "inspect"]
+VERBS = ["train", "evaluate", "predict", "export", "inspect", "data", "cache"]
 
 # Stands for `python -m finetune` and `python -m pytest`: one JSON line per call.
 NOTE_TAKER = """

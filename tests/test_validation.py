@@ -161,4 +161,4 @@ def test_no_key_and_no_garbage_makes_pydantic_speak(verb):
                 for word in ("Input", "<class", "discriminator", "pydantic", "Config", " tag "):
                     assert word not in line, (key, value, line)
             count += 1
-    assert count == len(keys) * len(garbage) > 50
+    assert count == len(keys) * len(garbage) > 30

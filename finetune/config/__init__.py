@@ -1,0 +1,39 @@
+"""The whole vocabulary of the tool: one model per config group, each field with unit and range.
+
+The values live in ``conf/`` (YAML, composed by Hydra in ``cli``); the types, ranges and rules
+live here. Nothing has a default in both places: a key that a YAML file forgets is an error.
+"""
+
+from finetune.config.data import FINDINGS, AugmentationConfig, DatasetConfig
+from finetune.config.learning import ModelConfig
+from finetune.config.types import Balance, ExpandedPath, MetricName, Task, expand_home
+from finetune.config.verbs import (
+    VERBS,
+    CacheConfig,
+    DataConfig,
+    EvaluateConfig,
+    ExportConfig,
+    InspectConfig,
+    PredictConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "FINDINGS",
+    "VERBS",
+    "AugmentationConfig",
+    "Balance",
+    "CacheConfig",
+    "DataConfig",
+    "DatasetConfig",
+    "EvaluateConfig",
+    "ExpandedPath",
+    "ExportConfig",
+    "InspectConfig",
+    "MetricName",
+    "ModelConfig",
+    "PredictConfig",
+    "Task",
+    "TrainConfig",
+    "expand_home",
+]
