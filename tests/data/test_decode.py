@@ -1,19 +1,13 @@
 import io
 import os
-import random
-import resource
-import struct
 import subprocess
 import sys
-import time
 import warnings
-import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import Image, ImageFile
 
 from finetune.data.decode import ImageHeader, decode_image, read_header
 from finetune.errors import ImageError
@@ -28,31 +22,6 @@ def save(image, file_format="PNG", **options):
         file, file_format, **options
     )
     return file.getvalue()
-
-
-def chunk(name, data):
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-def png(width, height, bits, colour, data, *more):
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    return b"".join(
-        [
-            b"\x89PNG\r\n\x1a\n",
-            chunk(b"IHDR", header),
-            *more,
-            chunk(b"IDAT", data),
-            chunk(b"IEND", b""),
-        ]
-    )
-
-
-def grey(values, **options):
-    """Decode one row of values, and check that it is grey."""
-    image = decode_image(save(np.array([values], **options), "TIFF"))
-    assert np.array_equal(image[..., 0], image[..., 1])
-    assert np.array_equal(image[..., 0], image[..., 2])
-    return image[0, :, 0].tolist()
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF"])
@@ -77,96 +46,9 @@ def test_lossy_formats(file_format):
     assert read_header(save(smooth, file_format)).format == file_format
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "LAB"])
-def test_other_colour_models(mode):
-    black_to_white = Image.new("RGB", (30, 10), "white")
-    black_to_white.paste("black", (0, 0, 15, 10))
-    image = decode_image(save(black_to_white.convert(mode), "TIFF"))
-    assert image[:, :15].max() <= 2
-    assert image[:, 15:].min() >= 253
-
-
 def test_cmyk_jpeg():
     image = decode_image(save(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
     assert np.abs(image[4, 4].astype(int) - [255, 0, 0]).max() < 8
-
-
-def test_16_bit_uses_the_full_range_whatever_the_image():
-    values = [0, 128, 129, 257, 4095, 32768, 65535]
-    expected = [0, 0, 1, 1, 16, 128, 255]
-    assert grey(values, dtype=np.uint16) == expected
-    assert grey(values[:5], dtype=np.uint16) == expected[:5]
-    assert decode_image(save(np.array([values], dtype=np.uint16)))[0, :, 0].tolist() == expected
-    big_endian = Image.frombytes("I;16B", (7, 1), np.array(values, ">u2").tobytes())
-    assert decode_image(save(big_endian, "TIFF"))[0, :, 0].tolist() == expected
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([0.0, 0.5, 1.0], [0, 128, 255]),
-        ([0.0, 0.25], [0, 64]),
-        ([0.0, 1.5, 255.0], [0, 2, 255]),
-        ([-1.0, 0.0, 1.0], [0, 128, 255]),
-        ([100.0, 300.0], [0, 255]),
-        ([-5.0, -5.0], [0, 0]),
-        ([700.0, 700.0], [0, 0]),
-        ([-3e38, 3e38], [0, 255]),
-    ],
-)
-def test_float(values, expected):
-    assert grey(values, dtype=np.float32) == expected
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([0, 1], [0, 255]),
-        ([0, 7, 255], [0, 7, 255]),
-        ([0, 257, 65535], [0, 1, 255]),
-        ([0, 50_000, 100_000], [0, 128, 255]),
-        ([-(2**31), 2**31 - 1], [0, 255]),
-    ],
-)
-def test_32_bit_integers(values, expected):
-    assert grey(values, dtype=np.int32) == expected
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_not_finite(value):
-    with pytest.raises(ImageError, match="not finite"):
-        decode_image(save(np.array([[0, value]], dtype=np.float32), "TIFF"))
-
-
-def test_alpha_is_flattened_on_white():
-    row = Image.new("RGBA", (3, 1))
-    for x, alpha in enumerate((0, 102, 255)):
-        row.putpixel((x, 0), (100, 0, 50, alpha))
-    expected = [[255, 255, 255], [193, 153, 173], [100, 0, 50]]
-    assert decode_image(save(row))[0].tolist() == expected
-    assert decode_image(save(row, "TIFF"))[0].tolist() == expected
-    assert decode_image(save(row, "WEBP", lossless=True))[0].tolist() == expected
-    light = row.convert("LA")
-    values = decode_image(save(light))[0, :, 0].tolist()
-    assert values == [255, round(0.4 * light.getpixel((1, 0))[0] + 153), light.getpixel((2, 0))[0]]
-
-
-def test_transparent_colours_become_white():
-    levels = np.array([[0, 100, 200]], dtype=np.uint8)
-    white = [0, 255, 200]
-    image = Image.fromarray(levels)
-    assert decode_image(save(image, transparency=100))[0, :, 2].tolist() == white
-    rgb = save(image.convert("RGB"), transparency=(100, 100, 100))
-    assert decode_image(rgb)[0, :, 0].tolist() == white
-    palette = image.convert("P")
-    index = palette.getpixel((1, 0))
-    assert decode_image(save(palette, transparency=index))[0, :, 1].tolist() == white
-    assert decode_image(save(palette, "GIF", transparency=index))[0, :, 1].tolist() == white
-    alphas = bytes(0 if i == index else 255 for i in range(256))
-    assert decode_image(save(palette, transparency=alphas))[0, :, 1].tolist() == white
-    assert decode_image(save(image.convert("1"), transparency=0)).min() == 255
-    deep = save(np.array([[0, 100, 51400]], dtype=np.uint16), transparency=100)
-    assert decode_image(deep)[0, :, 0].tolist() == white
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
@@ -217,16 +99,30 @@ def test_half_a_file_is_refused(file_format):
         decode_image(data[: len(data) // 2])
 
 
-def test_bomb_is_refused_from_its_header(tmp_path):
-    path = tmp_path / "bomb.png"
-    path.write_bytes(png(30_000, 30_000, 8, 0, zlib.compress(bytes(30_001 * 100))))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    with pytest.raises(ImageError, match="30000 x 30000 pixels are 900 megapixels, expected at mo"):
-        decode_image(path)
-    assert time.perf_counter() - start < 1
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
-    assert read_header(path).width_px == 30_000
+@pytest.mark.parametrize(
+    ("min_side_px", "size"),
+    [(None, 400), (1, 50), (50, 50), (51, 100), (100, 100), (101, 200), (200, 200), (201, 400)],
+)
+def test_a_large_jpeg_may_be_decoded_small(min_side_px, size):
+    smooth = Image.linear_gradient("L").resize((600, 400))
+    data = save(Image.merge("RGB", [smooth, smooth.rotate(180), smooth]), "JPEG", quality=95)
+    small = decode_image(data, min_side_px=min_side_px)
+    assert small.shape == (size, size * 3 // 2, 3)
+    shrunk = decode_image(data).reshape(size, 400 // size, size * 3 // 2, 400 // size, 3)
+    assert np.abs(small - shrunk.mean((1, 3))).max() < 4
+    assert decode_image(save(smooth), min_side_px=min_side_px).shape == (400, 600, 3)
+
+
+def test_a_jpeg_decoded_small_is_upright_and_never_below_what_was_asked_for():
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for mode in ("RGB", "L", "CMYK"):
+            data = save(Image.new(mode, (333, 221)), "JPEG", exif=exif, progressive=True)
+            shape = decode_image(data, min_side_px=55).shape
+            assert shape == ((56, 84, 3) if orientation == 1 else (84, 56, 3))
+    with pytest.raises(ImageError, match="333 x 221 pixels"):
+        decode_image(data, min_side_px=55, max_megapixels=0.05)
 
 
 def test_limit_is_ours_and_not_pillows(monkeypatch):
@@ -242,11 +138,9 @@ def test_limit_is_ours_and_not_pillows(monkeypatch):
     ("data", "message"),
     [
         (b"", "the file is empty"),
-        (b"<html></html>", "begins with b'<html>"),
-        (
-            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-            "expected one of AVIF, BMP, GIF, JP",
-        ),
+        (b"no image at all", "begins with b'no image', expected one of AVIF, BMP, GIF, JPEG, "),
+        (b"<html></html>", "this is HTML, SVG or other XML"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "this is PostScript"),
         (b"\x89PNG\r\n\x1a\n", "damaged"),
         (b"\xff\xd8\xff", "damaged"),
     ],
@@ -264,68 +158,18 @@ def test_files_that_cannot_be_opened(tmp_path):
         decode_image(tmp_path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_or_device_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(ImageError, match="neither a file nor a folder"):
+            decode_image(path)
+
+
 def test_name_that_is_not_utf8(tmp_path):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
     path.write_bytes(save(RGB))
     assert np.array_equal(decode_image(path), RGB)
-
-
-def mutate(data, generator):
-    data = bytearray(data)
-    if generator.random() < 0.2:
-        return bytes(data[: generator.randrange(len(data))])
-    for _ in range(generator.choice([1, 2, 5, 20])):
-        place = generator.randrange(len(data) if generator.random() < 0.5 else min(200, len(data)))
-        match generator.randrange(3):
-            case 0:
-                data[place] = generator.choice([0, 255, generator.randrange(256)])
-            case 1:
-                del data[place : place + 3]
-            case 2:
-                data[place:place] = generator.randbytes(3)
-    return bytes(data)
-
-
-def test_a_thousand_damaged_files_raise_nothing_else(capfd):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image = Image.fromarray(np.kron(RGB, np.ones((8, 8, 1), dtype=np.uint8)))
-    formats = ("JPEG", "PNG", "TIFF", "WEBP", "AVIF")
-    originals = [save(image, name, exif=exif) for name in formats]
-    originals += [save(image.convert("P"), name, transparency=3) for name in ("PNG", "GIF")]
-    originals += [save(image.convert("RGBA"), "PNG"), save(image, "BMP")]
-    originals += [save(image, "TIFF", compression=name) for name in ("tiff_lzw", "jpeg")]
-    originals += [save(image.convert("F"), "TIFF"), save(image.convert("CMYK"), "JPEG")]
-    originals += [
-        save(image, name, save_all=True, append_images=[image]) for name in ("PNG", "GIF")
-    ]
-    generator = random.Random(0)
-    refused = []
-    for index in range(1000):
-        data = mutate(originals[index % len(originals)], generator)
-        try:
-            decoded = decode_image(data, max_megapixels=20)
-        except ImageError as error:
-            refused.append(str(error))
-        else:
-            assert decoded.dtype == np.uint8
-            assert decoded.shape[2] == 3
-    assert 200 < len(refused) < 1000
-    assert not [message for message in refused if "\n" in message]
-    # libtiff writes to the standard error by itself.
-    capfd.readouterr()
-
-
-def test_warning_filters_are_as_before_also_with_threads():
-    invalid_apng = png(1, 1, 8, 0, zlib.compress(b"\0\0"), chunk(b"acTL", struct.pack(">II", 0, 0)))
-    before = list(warnings.filters)
-    with ThreadPoolExecutor(8) as pool:
-        images = list(pool.map(decode_image, [invalid_apng, save(RGB)] * 200))
-    assert len(images) == 400
-    assert warnings.filters == before
-    # Pillow does warn of this file, so the above shows something.
-    with pytest.warns(UserWarning, match="Invalid APNG"):
-        PngImagePlugin.PngImageFile(io.BytesIO(invalid_apng))
 
 
 def test_importing_changes_nothing_in_pillow():

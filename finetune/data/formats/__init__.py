@@ -1,0 +1,1 @@
+"""How the bytes of an image become RGB: the inner rooms of ``decode``."""
