@@ -1,48 +1,51 @@
 """From a folder to samples and class names."""
 
 import glob
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from finetune.data.listing import (
+    SUFFIX_LIST,
+    Skipped,
+    has_image_suffix,
+    is_left_over,
+    list_folder,
+    nearest_sibling,
+    walk_images,
+)
 from finetune.errors import DataError, did_you_mean
 
 Split = Literal["train", "val", "test"]
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
-)
-
-_SPLIT_WORDS: Mapping[str, Split] = {
+SPLIT_WORDS: Mapping[str, Split] = {
     "train": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
     "test": "test",
 }
-_SUFFIX_LIST = ", ".join(sorted(IMAGE_SUFFIXES))
 _LAYOUT = "<class>/<image>, or train/<class>/<image> beside val and test"
-_LEFT_BY_PROGRAMS = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled image. ``path`` is POSIX and relative to the folder's root."""
+    """One labelled image.
+
+    Attributes:
+        path: POSIX, relative to the folder's root.
+        labels: names of the classes that it shows: exactly one, or with ``task=multilabel`` any
+            number, without repetition, in natural order.
+        split: None where nobody has decided.
+        group: what must stay on one side of a split, such as a patient; None stands alone.
+    """
 
     path: str
-    class_name: str
+    labels: tuple[str, ...]
     split: Split | None
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A file or folder that was left out, and why. ``path`` is POSIX, relative to the root."""
-
-    path: str
-    reason: str
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,15 +84,15 @@ def discover_folder(root: Path, *, min_classes: int = 2) -> ImageFolder:
     """
     _check_root(root)
     skipped: list[Skipped] = []
-    folders, images = _list(root, "", skipped)
+    folders, images = list_folder(root, "", skipped)
     if not folders:
         raise _no_class_folders(root, images, skipped)
-    split_folders = _find_split_folders(root, folders)
+    split_folders = _find_split_folders(root, folders, skipped)
     samples: list[Sample] = []
     if split_folders:
         _skip_unclassed(images, skipped)
         for split, folder in split_folders.items():
-            folders, images = _list(root, folder, skipped)
+            folders, images = list_folder(root, folder, skipped)
             if not folders and split == "train":
                 raise _no_class_folders(root / folder, images, skipped)
             _skip_unclassed(images, skipped)
@@ -98,7 +101,7 @@ def discover_folder(root: Path, *, min_classes: int = 2) -> ImageFolder:
     else:
         _skip_unclassed(images, skipped)
         samples = _collect(root, folders, None, skipped)
-    class_names = sorted({sample.class_name for sample in samples}, key=natural_key)
+    class_names = sorted({name for sample in samples for name in sample.labels}, key=natural_key)
     if len(class_names) < min_classes:
         raise _one_class(root, (split_folders or {}).get("train", ""), class_names[0])
     return ImageFolder(
@@ -126,13 +129,13 @@ def discover_inputs(pattern: str) -> list[Path]:
     if path.is_file():
         return [path]
     if pattern and path.is_dir():
-        found = [path / name for name in _walk(path, "", [])]
+        found = [path / name for name in walk_images(path, "", [])]
         if not found:
-            raise DataError(f"{pattern} holds no image; expected files ending in {_SUFFIX_LIST}.")
+            raise DataError(f"{pattern} holds no image; expected files ending in {SUFFIX_LIST}.")
     elif glob.has_magic(pattern):
         found = _glob_images(pattern)
     else:
-        raise DataError(f"{pattern}: no such file or folder.{_nearest_sibling(path)}")
+        raise DataError(f"{pattern}: no such file or folder.{nearest_sibling(path)}")
     return sorted(found, key=lambda item: natural_key(item.as_posix()))
 
 
@@ -150,42 +153,9 @@ def natural_key(text: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
 
 def _check_root(root: Path) -> None:
     if not root.exists():
-        raise DataError(f"{root}: no such folder.{_nearest_sibling(root)}")
+        raise DataError(f"{root}: no such folder.{nearest_sibling(root)}")
     if not root.is_dir():
         raise DataError(f"{root} is a file; expected a folder that holds {_LAYOUT}.")
-
-
-def _list(root: Path, folder: str, skipped: list[Skipped]) -> tuple[list[str], list[str]]:
-    """List one folder: its folders and its image files, as POSIX paths relative to ``root``."""
-    folders, images = [], []
-    try:
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                path = f"{folder}/{entry.name}" if folder else entry.name
-                if _is_left_over(entry.name):
-                    continue
-                if entry.is_symlink():
-                    skipped.append(Skipped(path, "symbolic link, not followed"))
-                elif entry.is_dir(follow_symlinks=False):
-                    folders.append(path)
-                elif not entry.is_file(follow_symlinks=False):
-                    skipped.append(Skipped(path, "neither a file nor a folder"))
-                elif _has_image_suffix(entry.name):
-                    images.append(path)
-                else:
-                    skipped.append(Skipped(path, "no image suffix"))
-    except OSError as error:
-        raise DataError(f"{root / folder} cannot be listed: {error.strerror}.") from error
-    return folders, images
-
-
-def _walk(root: Path, folder: str, skipped: list[Skipped]) -> Iterator[str]:
-    """Yield the image files at any depth below ``folder``, relative to ``root``."""
-    pending = [folder]
-    while pending:
-        folders, images = _list(root, pending.pop(), skipped)
-        pending += folders
-        yield from images
 
 
 def _collect(
@@ -194,11 +164,12 @@ def _collect(
     samples: list[Sample] = []
     for folder in class_folders:
         class_name = folder.rpartition("/")[2]
-        found = [Sample(path, class_name, split) for path in _walk(root, folder, skipped)]
+        found = [Sample(path, (class_name,), split) for path in walk_images(root, folder, skipped)]
         if not found and split in (None, "train"):
+            example = _say_skipped(skipped, f"{folder}/")
             raise DataError(
-                f"{root / folder} holds no image; each class needs at least one to train on.\n"
-                f"Put images ({_SUFFIX_LIST}) into it, or remove the folder."
+                f"{root / folder} holds no image{example}; each class needs at least one to train "
+                f"on.\nPut images ({SUFFIX_LIST}) into it, or remove the folder."
             )
         samples += found
     return samples
@@ -208,12 +179,14 @@ def _skip_unclassed(images: Iterable[str], skipped: list[Skipped]) -> None:
     skipped.extend(Skipped(path, "image outside a class folder") for path in images)
 
 
-def _find_split_folders(root: Path, folders: list[str]) -> dict[Split, str] | None:
+def _find_split_folders(
+    root: Path, folders: list[str], skipped: Iterable[Skipped]
+) -> dict[Split, str] | None:
     """Map each split to its folder, or return None where the folders are classes."""
     split_folders: dict[Split, str] = {}
     others = []
     for name in sorted(folders, key=natural_key):
-        split = _SPLIT_WORDS.get(name.lower())
+        split = SPLIT_WORDS.get(name.lower())
         if split is None:
             others.append(name)
         elif split in split_folders:
@@ -232,8 +205,8 @@ def _find_split_folders(root: Path, folders: list[str]) -> dict[Split, str] | No
         )
     if "train" not in split_folders:
         raise DataError(
-            f"{root} has {' and '.join(split_folders.values())} but no train folder; "
-            f"expected {root}/train/<class>/<image>."
+            f"{root} has {' and '.join(split_folders.values())} but no train folder"
+            f"{_say_skipped(skipped, 'train')}; expected {root}/train/<class>/<image>."
         )
     return split_folders
 
@@ -245,7 +218,7 @@ def _check_split_classes(
     classes: dict[Split, set[str]] = {split: set() for split in split_folders}
     for sample in samples:
         if sample.split is not None:
-            classes[sample.split].add(sample.class_name)
+            classes[sample.split].update(sample.labels)
     for split, folder in split_folders.items():
         for name in sorted(classes[split] - classes["train"], key=natural_key):
             raise DataError(
@@ -255,15 +228,21 @@ def _check_split_classes(
             )
 
 
-def _no_class_folders(folder: Path, images: list[str], skipped: list[Skipped]) -> DataError:
+def _no_class_folders(folder: Path, images: list[str], skipped: Iterable[Skipped]) -> DataError:
     if images:
         got = f"{folder} has {len(images)} images but no class folders"
-    elif skipped:
-        first = skipped[0]
-        got = f"{folder} has no class folders ({first.path}: {first.reason})"
+    elif example := _say_skipped(skipped):
+        got = f"{folder} has no class folders{example}"
     else:
         got = f"{folder} is empty"
     return DataError(f"{got}.\nPut each class in its own folder: {folder}/<class>/<image>.")
+
+
+def _say_skipped(skipped: Iterable[Skipped], prefix: str = "") -> str:
+    """Name the first thing that was left out, for a message that something is missing."""
+    return next(
+        (f" ({item.path}: {item.reason})" for item in skipped if item.path.startswith(prefix)), ""
+    )
 
 
 def _one_class(root: Path, parent: str, class_name: str) -> DataError:
@@ -271,7 +250,7 @@ def _one_class(root: Path, parent: str, class_name: str) -> DataError:
     message = (
         f'{root / parent} has one class folder, "{class_name}"; classification needs at least two.'
     )
-    inner, _ = _list(folder, "", [])
+    inner, _ = list_folder(folder, "", [])
     if len(inner) > 1:
         return DataError(f"{message} Did you mean `{folder}`?")
     return DataError(
@@ -288,33 +267,18 @@ def _glob_images(pattern: str) -> list[Path]:
         found = [
             match
             for match in base.glob(str(Path(*path.parts[depth:])))
-            if _has_image_suffix(match.name)
-            and not any(map(_is_left_over, match.relative_to(base).parts))
+            if has_image_suffix(match.name)
+            and not any(map(is_left_over, match.relative_to(base).parts))
             and match.is_file()
         ]
     except ValueError as error:
         raise DataError(f"{pattern}: not a glob: {error}. Write **/*.jpg for any depth.") from error
     if not found:
         raise DataError(
-            f"{pattern}: no image matches; expected files ending in {_SUFFIX_LIST}. "
+            f"{pattern}: no image matches; expected files ending in {SUFFIX_LIST}. "
             "Quote the pattern so that the shell leaves it alone, and use **/ for any depth."
         )
     return found
-
-
-def _has_image_suffix(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 (twice as fast)
-
-
-def _is_left_over(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _LEFT_BY_PROGRAMS
-
-
-def _nearest_sibling(path: Path) -> str:
-    try:
-        return did_you_mean(path.name, os.listdir(path.parent))  # noqa: PTH208 (names, no paths)
-    except OSError:
-        return ""
 
 
 def _shorten(names: list[str], limit: int = 10) -> str:

@@ -1,18 +1,13 @@
 """Seeded, stratified splitting that neither the machine nor the listing order changes."""
 
-import csv
-import hashlib
-import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from finetune.data.discover import Sample, Split
-from finetune.errors import DataError, did_you_mean
-
-_SPLITS: tuple[Split, ...] = ("train", "val", "test")
-_COLUMNS = ("path", "label", "split")
+from finetune.data.stratify import deal_folds, hold_out
+from finetune.data.units import make_units
+from finetune.errors import DataError
 
 
 def assign_splits(
@@ -21,7 +16,7 @@ def assign_splits(
     val_fraction: float,
     test_fraction: float,
     seed: int,
-    groups: Mapping[str, str] | None = None,
+    together: Iterable[Sequence[str]] = (),
 ) -> tuple[Sample, ...]:
     """Give every sample a split.
 
@@ -33,184 +28,204 @@ def assign_splits(
     to test; likewise for val, which gets at least one of two or more. Train keeps at least one,
     at the expense of test first, of val next.
 
+    Samples of one group, and those of one set of ``together``, form a unit that is never parted.
+    Units are ordered by the hash of their smallest group (or path), and each goes as a whole
+    where it fills more than it overfills, so the fractions hold only as well as the units allow.
+    The same holds for images of several labels, where the rarest label decides first; see
+    ``stratify.hold_out``.
+
     Samples that come with a split keep it: with train and val, nothing moves; with train and
-    test, val is taken out of train; with train alone, both are.
+    test, val is taken out of train; with train alone, both are. A given test is never touched:
+    what belongs with one of its images but was given to train is divided like any other unit, and
+    does not follow it. The audit reports such a group or copy.
 
     Args:
         samples: in any order; either all or none with a split.
         val_fraction: of each class, in [0, 1); 0 makes no val.
         test_fraction: of each class, in [0, 1), with ``val_fraction`` below 1; 0 makes no test.
         seed: another seed gives another split.
-        groups: from ``Sample.path`` to the name of what must stay together, such as a patient;
-            a path that is not in it stands alone. Groups are ordered by ``sha256(seed, name)``,
-            and each goes as a whole where it fills more than it overfills, so the fractions hold
-            only as well as the groups allow.
+        together: sets of paths, such as copies of one image.
 
     Returns:
         The samples sorted by path, each with a split.
 
     Raises:
-        DataError: a fraction is out of range, some samples have a split and some have none, no
-            sample is left to train on, or a group spans splits that came with the samples.
+        DataError: a fraction is out of range, some samples have a split and some have none, or no
+            sample is left to train on.
     """
     _check_fractions(val_fraction, test_fraction)
-    ordered = sorted(samples, key=lambda sample: sample.path)
-    given = {sample.split for sample in ordered}
-    if given - {None}:
-        _check_given(ordered, given)
-    if "val" not in given:
-        movable = [sample for sample in ordered if sample.split != "test"]
-        targets: dict[Split, float] = {"val": val_fraction}
-        if "test" not in given:
-            targets["test"] = test_fraction
-        chosen = _choose(_make_units(movable, groups or {}, seed), targets)
-        ordered = [
-            replace(sample, split=chosen.get(sample.path, sample.split)) for sample in ordered
-        ]
-    _check_groups(ordered, groups or {})
-    return tuple(ordered)
+    ordered = _sort(samples)
+    given = _check_given(ordered)
+    if "val" in given:
+        return tuple(ordered)
+    units = make_units(ordered, together, seed=seed)
+    if "test" in given:
+        test_fraction = 0.0
+    places = hold_out(units, val_fraction=val_fraction, test_fraction=test_fraction)
+    splits: list[Split] = ["test"] * len(ordered)
+    for unit, split in zip(units, places, strict=True):
+        for index in unit.members:
+            splits[index] = split
+    return _with_splits(ordered, splits)
 
 
-def write_split(
-    path: Path, samples: Iterable[Sample], *, groups: Mapping[str, str] | None = None
-) -> None:
-    """Write the columns ``path, label, split``, and ``group`` where groups are given, as CSV.
+def assign_folds(
+    samples: Iterable[Sample],
+    *,
+    folds: int,
+    fold: int,
+    test_fraction: float,
+    seed: int,
+    together: Iterable[Sequence[str]] = (),
+) -> tuple[Sample, ...]:
+    """Give every sample its split in one round of cross-validation.
 
-    The file is UTF-8; the bytes of a file name that is not UTF-8 stand in it as they are.
-    """
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        # csv quotes only the line ends that it writes itself: both, for a name may hold either.
-        writer = csv.writer(file, lineterminator="\r\n")
-        writer.writerow(_COLUMNS if groups is None else (*_COLUMNS, "group"))
-        for sample in samples:
-            row = [sample.path, sample.class_name, sample.split or ""]
-            if groups is not None:
-                row.append(groups.get(sample.path, ""))
-            writer.writerow(row)
+    Test is the same in every fold: the given one, or what is taken first as by
+    ``assign_splits``. All others, also those that were given to val, are dealt into ``folds``
+    parts, stratified, without parting a unit, and as equal as the units allow: see
+    ``stratify.deal_folds``. Part ``fold`` is val, the rest is train.
 
+    Each sample is in val in exactly one fold, but for those that a class cannot do without: the
+    only unit of a class is in train in every fold.
 
-def read_split(path: Path) -> tuple[Sample, ...]:
-    """Read samples from a CSV file with the columns ``path, label`` and ``split``.
-
-    Paths are POSIX and relative to the data's root. An empty ``split`` is left to
-    ``assign_splits``. Other columns are ignored.
+    Args:
+        samples: in any order; either all or none with a split.
+        folds: number of parts, >= 2.
+        fold: from 0 to ``folds - 1``.
+        test_fraction: of each class, in [0, 1); not used where the samples have a test.
+        seed: another seed gives other parts.
+        together: as for ``assign_splits``.
 
     Returns:
-        The samples in the order of the file.
+        The samples sorted by path, each with a split.
 
     Raises:
-        DataError: no such file, a column is missing, or a row has an unknown split, no label, a
-            path that came before, or one that leaves the root.
+        DataError: an argument is out of range, some samples have a split and some have none, or
+            there are too few units to put one into each fold.
     """
-    samples: dict[str, Sample] = {}
-    for line, row in _read_rows(path):
-        sample = _to_sample(row, where=f"{path}, line {line}")
-        if sample.path in samples:
+    if folds < 2 or not 0 <= fold < folds:
+        raise DataError(f"got fold {fold} of {folds}, expected at least 2 folds, counted from 0.")
+    _check_fractions(0, test_fraction)
+    ordered = _sort(samples)
+    given = _check_given(ordered)
+    units = make_units(ordered, together, seed=seed)
+    if "test" not in given and test_fraction > 0:
+        # A val of one fold's size leaves each class enough to put into two folds.
+        share = min(1 / folds, (1 - test_fraction) / 2)
+        places = hold_out(units, val_fraction=share, test_fraction=test_fraction)
+        units = [unit for unit, split in zip(units, places, strict=True) if split != "test"]
+    splits: list[Split] = ["test"] * len(ordered)
+    validated = deal_folds(units, folds)
+    for unit, place in zip(units, validated, strict=True):
+        for index in unit.members:
+            splits[index] = "val" if place == fold else "train"
+    if len(set(validated) - {None}) < folds:
+        raise DataError(
+            f"the images form only {len(units)} units that must not be parted (a group, copies of "
+            f"an image, or one image), too few for {folds} folds; expected fewer folds."
+        )
+    return _with_splits(ordered, splits)
+
+
+def group_by_pattern(samples: Sequence[Sample], pattern: str) -> tuple[Sample, ...]:
+    r"""Group samples by what a regular expression finds in their paths.
+
+    A group is named by the capturing groups, joined by ``/``, or by the whole match where the
+    pattern has none: ``person(\d+)_`` gives ``12`` for ``train/person12_3.jpg``. A sample whose
+    path does not match, or matches with nothing, stands alone, even if it had a group before.
+
+    Raises:
+        DataError: the pattern is no regular expression, or finds nothing in any path.
+    """
+    try:
+        search = re.compile(pattern).search
+    except (re.error, OverflowError, RecursionError) as error:
+        raise DataError(f"group_pattern: {pattern!r} is no regular expression: {error}.") from None
+    groups = [_name_group(search(sample.path)) for sample in samples]
+    if samples and not any(groups):
+        raise _no_match(samples, pattern)
+    return tuple(
+        replace(sample, group=group) for sample, group in zip(samples, groups, strict=True)
+    )
+
+
+def apply_split_file(
+    samples: Sequence[Sample], rows: Iterable[Sample]
+) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+    """Divide samples as a split file says.
+
+    Args:
+        samples: what the data holds; a split of its own gives way to that of the file.
+        rows: from ``read_split``, each with a split. A row's group holds for a sample without.
+
+    Returns:
+        The samples that the file names, sorted by path; and the paths of the others.
+
+    Raises:
+        DataError: a row has no split, names an image that the data lacks, or has other labels.
+    """
+    known = {sample.path: sample for sample in samples}
+    divided = []
+    for row in rows:
+        sample = known.pop(row.path, None)
+        if sample is None:
+            raise _not_there(row.path, samples)
+        if row.split is None:
             raise DataError(
-                f"{path}, line {line}: `{sample.path}` came before; expected each path once."
+                f"the split file gives `{row.path}` no split; expected one of each row."
             )
-        samples[sample.path] = sample
-    if not samples:
-        raise DataError(f"{path} has no rows; expected one per image: {', '.join(_COLUMNS)}.")
-    return tuple(samples.values())
+        if row.labels != sample.labels:
+            raise DataError(
+                f"the split file calls `{row.path}` {_say(row.labels)}, the data "
+                f"{_say(sample.labels)}; expected the same. Make the split file anew."
+            )
+        divided.append(replace(sample, split=row.split, group=sample.group or row.group))
+    return tuple(_sort(divided)), tuple(sorted(known))
 
 
-def read_groups(path: Path) -> dict[str, str]:
-    """Read the column ``group`` of a split file, for ``assign_splits``; empty where it is empty.
-
-    Raises:
-        DataError: no such file, or a column is missing.
-    """
-    rows = _read_rows(path, columns=("path", "group"))
-    return {str(PurePosixPath(row["path"])): row["group"] for _, row in rows if row["group"]}
+def _sort(samples: Iterable[Sample]) -> list[Sample]:
+    return sorted(samples, key=lambda sample: sample.path)
 
 
-@dataclass(frozen=True, slots=True)
-class _Unit:
-    """Samples that go to one split together; ``sizes`` counts them per class."""
-
-    paths: tuple[str, ...]
-    sizes: Counter[str]
-
-
-def _make_units(samples: Iterable[Sample], groups: Mapping[str, str], seed: int) -> list[_Unit]:
-    """Put samples into units, and these into an order that depends on the seed and names alone."""
-    members: dict[tuple[str, bool], list[Sample]] = {}
-    for sample in samples:
-        name = groups.get(sample.path)
-        key = (sample.path, False) if name is None else (name, True)
-        members.setdefault(key, []).append(sample)
-    order = sorted(members, key=lambda key: (_digest(seed, key[0]), key))
-    return [
-        _Unit(
-            tuple(sample.path for sample in members[key]),
-            Counter(sample.class_name for sample in members[key]),
-        )
-        for key in order
-    ]
+def _with_splits(samples: Sequence[Sample], splits: Sequence[Split]) -> tuple[Sample, ...]:
+    # Not replace, which takes three times as long: there may be a million.
+    return tuple(
+        [
+            Sample(sample.path, sample.labels, split, sample.group)
+            for sample, split in zip(samples, splits, strict=True)
+        ]
+    )
 
 
-def _digest(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{name}".encode("utf-8", "surrogateescape")).digest()
+def _name_group(match: re.Match[str] | None) -> str | None:
+    if match is None:
+        return None
+    found = match.groups("") if match.re.groups else (match[0],)
+    return "/".join(found) if any(found) else None
 
 
-def _choose(units: Sequence[_Unit], fractions: Mapping[Split, float]) -> dict[str, Split]:
-    """Map the path of every unit's samples to a split."""
-    images: Counter[str] = Counter()
-    # Units of a class that train still has, or may still get.
-    left: Counter[str] = Counter()
-    for unit in units:
-        images.update(unit.sizes)
-        left.update(unit.sizes.keys())
-    needs: dict[Split, Counter[str]] = {"test": Counter(), "val": Counter()}
-    for name, count in images.items():
-        needs["test"][name], needs["val"][name] = _count_targets(
-            count, left[name], fractions.get("test", 0), fractions["val"]
-        )
-    wanted = {split: {name for name in need if need[name]} for split, need in needs.items()}
-    places: dict[int, Split] = {}
-
-    def move(index: int, split: Split) -> None:
-        places[index] = split
-        needs[split].subtract(units[index].sizes)
-        left.subtract(units[index].sizes.keys())
-        wanted[split].difference_update(units[index].sizes)
-
-    for index, unit in enumerate(units):
-        for split, need in needs.items():
-            filled = sum(min(size, max(need[name], 0)) for name, size in unit.sizes.items())
-            fits = 2 * filled > sum(unit.sizes.values())
-            if fits and all(left[name] > 1 for name in unit.sizes):
-                move(index, split)
-                break
-    # Groups larger than what a class needs have passed it by: the smallest is the least wrong.
-    for split in ("val", "test"):
-        for name in sorted(wanted[split]):
-            candidates = [
-                index
-                for index, unit in enumerate(units)
-                if index not in places
-                and name in unit.sizes
-                and min(left[k] for k in unit.sizes) > 1
-            ]
-            if candidates and name in wanted[split]:
-                move(min(candidates, key=lambda i: (sum(units[i].sizes.values()), i)), split)
-    return {
-        path: places.get(index, "train") for index, unit in enumerate(units) for path in unit.paths
-    }
+def _no_match(samples: Sequence[Sample], pattern: str) -> DataError:
+    got = f"dataset.group_pattern: `{pattern}` matches no path, such as `{samples[0].path}`."
+    anyhow = re.compile(pattern, re.IGNORECASE)
+    if any(_name_group(anyhow.search(sample.path)) for sample in samples):
+        return DataError(f"{got} Did you mean `(?i){pattern}`, which ignores upper and lower case?")
+    return DataError(
+        f"{got} Quote it so that the shell leaves it alone: dataset.group_pattern='person(\\d+)_'."
+    )
 
 
-def _count_targets(
-    images: int, units: int, test_fraction: float, val_fraction: float
-) -> tuple[int, int]:
-    """Return how many of a class's images go to test and to val."""
-    test = math.floor(images * test_fraction + 0.5)
-    val = math.floor(images * val_fraction + 0.5)
-    if val_fraction > 0:
-        val = max(val, 1)
-    val = min(val, images - 1) if units > 1 else 0
-    test = min(test, images - 1 - val) if units > 1 + (val > 0) else 0
-    return test, val
+def _not_there(path: str, samples: Iterable[Sample]) -> DataError:
+    name = "/" + path.rpartition("/")[2]
+    near = next((sample.path for sample in samples if f"/{sample.path}".endswith(name)), None)
+    hint = f" Did you mean `{near}`?" if near else ""
+    return DataError(
+        f"the split file names `{path}`, which the data lacks; expected paths below the data's "
+        f"root.{hint}"
+    )
+
+
+def _say(labels: Sequence[str]) -> str:
+    return " and ".join(f'"{name}"' for name in labels) or "nothing"
 
 
 def _check_fractions(val_fraction: float, test_fraction: float) -> None:
@@ -224,7 +239,11 @@ def _check_fractions(val_fraction: float, test_fraction: float) -> None:
         )
 
 
-def _check_given(samples: Iterable[Sample], given: set[Split | None]) -> None:
+def _check_given(samples: Iterable[Sample]) -> set[Split | None]:
+    """Return the splits that samples came with; {None} or no None at all."""
+    given = {sample.split for sample in samples}
+    if not given - {None}:
+        return given
     if None in given:
         without = next(sample.path for sample in samples if sample.split is None)
         raise DataError(
@@ -233,63 +252,6 @@ def _check_given(samples: Iterable[Sample], given: set[Split | None]) -> None:
         )
     if "train" not in given:
         raise DataError(
-            f"got samples for {', '.join(map(str, given))} only, expected some to train on."
+            f"got samples for {', '.join(sorted(map(str, given)))} only, expected some to train on."
         )
-
-
-def _check_groups(samples: Iterable[Sample], groups: Mapping[str, str]) -> None:
-    first: dict[str, Sample] = {}
-    for sample in samples:
-        name = groups.get(sample.path)
-        if name is not None and first.setdefault(name, sample).split != sample.split:
-            other = first[name]
-            raise DataError(
-                f"group `{name}` spans splits: {other.path} is in {other.split}, {sample.path} in "
-                f"{sample.split}; expected all of a group in one."
-            )
-
-
-def _read_rows(
-    path: Path, columns: Sequence[str] = _COLUMNS
-) -> Iterable[tuple[int, dict[str, str]]]:
-    """Yield line number and row of a CSV file that has at least ``columns``."""
-    try:
-        # utf-8-sig: spreadsheets put a byte order mark in front of the first column's name.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            header = reader.fieldnames or ()
-            for column in columns:
-                if column not in header:
-                    raise DataError(
-                        f"{path} has no column `{column}`; got {', '.join(header) or 'none'}, "
-                        f"expected {', '.join(columns)}.{did_you_mean(column, header)}"
-                    )
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(
-                        f"{path}, line {reader.line_num}: expected {len(header)} cells, as in the "
-                        "header. Quote a cell that holds a comma."
-                    )
-                yield reader.line_num, row
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    except csv.Error as error:
-        raise DataError(f"{path} is not a CSV file: {error}.") from error
-
-
-def _to_sample(row: Mapping[str, str], where: str) -> Sample:
-    path, label, word = row["path"], row["label"], row["split"]
-    if not path or not label:
-        raise DataError(f"{where}: got path `{path}` and label `{label}`, expected both.")
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or PureWindowsPath(path).is_absolute() or ".." in pure.parts:
-        raise DataError(
-            f"{where}: `{path}` leaves the data's root; expected a path relative to it."
-        )
-    split = next((split for split in _SPLITS if split == word), None)
-    if word and split is None:
-        raise DataError(
-            f"{where}: got split `{word}`, expected one of {', '.join(_SPLITS)}."
-            f"{did_you_mean(word, _SPLITS)}"
-        )
-    return Sample(str(pure), label, split)
+    return given

@@ -19,18 +19,14 @@ def make(root, *paths):
     return root
 
 
-def paths_of(folder):
-    return [sample.path for sample in folder.samples]
-
-
 def test_classes_in_folders(tmp_path):
-    folder = discover_folder(make(tmp_path, "2/a.jpg", "10/x/y/b.PNG", "1/c.webp"))
+    folder = discover_folder(make(tmp_path, "2/a.jpg", "10/x/y/b.PNG", "1/c.dcm"))
     assert folder.root == tmp_path
     assert folder.class_names == ("1", "2", "10")
     assert folder.samples == (
-        Sample("1/c.webp", "1", None),
-        Sample("10/x/y/b.PNG", "10", None),
-        Sample("2/a.jpg", "2", None),
+        Sample("1/c.dcm", ("1",), None),
+        Sample("10/x/y/b.PNG", ("10",), None),
+        Sample("2/a.jpg", ("2",), None),
     )
     assert folder.skipped == ()
 
@@ -40,7 +36,7 @@ def test_splits_in_folders(tmp_path, val):
     make(tmp_path, "Train/a/1.jpg", "Train/b/2.jpg", f"{val}/a/3.jpg", "test/b/deep/4.jpg")
     folder = discover_folder(tmp_path)
     assert folder.class_names == ("a", "b")
-    found = {(sample.split, sample.class_name, sample.path) for sample in folder.samples}
+    found = {(sample.split, *sample.labels, sample.path) for sample in folder.samples}
     assert found == {
         ("train", "a", "Train/a/1.jpg"),
         ("train", "b", "Train/b/2.jpg"),
@@ -59,51 +55,16 @@ def test_class_without_images_in_val_is_fine(tmp_path):
     assert len(discover_folder(tmp_path).samples) == 3
 
 
-def test_left_overs_are_not_classes_and_not_samples(tmp_path):
-    make(
-        tmp_path,
-        *("a/1.jpg", "b/1.jpg", "a/._1.jpg", "a/.hidden/2.jpg", ".git/3.jpg", "__MACOSX/a/4.jpg"),
-        *(".ipynb_checkpoints/5.jpg", "a/.ipynb_checkpoints/6.jpg", "a/Thumbs.db", "a/7.txt"),
-        *("readme.md", "8.jpg"),
-    )
+def test_what_is_left_out_is_listed(tmp_path):
+    make(tmp_path, "a/1.jpg", "b/1.jpg", "b/.2.jpg", "a/7.txt", "readme.md", "8.jpg", ".git/3.jpg")
     folder = discover_folder(tmp_path)
     assert folder.class_names == ("a", "b")
-    assert paths_of(folder) == ["a/1.jpg", "b/1.jpg"]
+    assert [sample.path for sample in folder.samples] == ["a/1.jpg", "b/1.jpg"]
     assert [(item.path, item.reason) for item in folder.skipped] == [
         ("8.jpg", "image outside a class folder"),
         ("a/7.txt", "no image suffix"),
         ("readme.md", "no image suffix"),
     ]
-
-
-def test_symbolic_links_are_reported_and_not_followed(tmp_path):
-    make(tmp_path, "a/1.jpg", "b/1.jpg")
-    (tmp_path / "a/loop").symlink_to(tmp_path)
-    (tmp_path / "a/2.jpg").symlink_to(tmp_path / "a/1.jpg")
-    (tmp_path / "c").symlink_to(tmp_path / "b")
-    (tmp_path / "a/gone.jpg").symlink_to(tmp_path / "nowhere")
-    folder = discover_folder(tmp_path)
-    assert paths_of(folder) == ["a/1.jpg", "b/1.jpg"]
-    assert [item.path for item in folder.skipped] == ["a/2.jpg", "a/gone.jpg", "a/loop", "c"]
-    assert {item.reason for item in folder.skipped} == {"symbolic link, not followed"}
-
-
-def test_a_pipe_is_not_opened(tmp_path):
-    make(tmp_path, "a/1.jpg", "b/1.jpg")
-    os.mkfifo(tmp_path / "a/pipe.jpg")
-    folder = discover_folder(tmp_path)
-    assert paths_of(folder) == ["a/1.jpg", "b/1.jpg"]
-    assert folder.skipped[0].reason == "neither a file nor a folder"
-
-
-def test_names_that_are_not_utf8_survive(tmp_path):
-    make(tmp_path, "a/1.jpg", "b/1.jpg")
-    name = b'caf\xe9\n".jpg'
-    (tmp_path / "a" / os.fsdecode(name)).write_bytes(b"here")
-    folder = discover_folder(tmp_path)
-    [sample] = [sample for sample in folder.samples if sample.path != "a/1.jpg"][:1]
-    assert os.fsencode(sample.path) == b"a/" + name
-    assert (folder.root / sample.path).read_bytes() == b"here"
 
 
 def test_listing_order_does_not_matter(tmp_path, monkeypatch):
@@ -170,24 +131,18 @@ def test_root_that_is_no_folder(tmp_path):
         discover_folder(tmp_path / "medical/a/1.jpg")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
-def test_folder_that_cannot_be_listed(tmp_path):
-    make(tmp_path, "a/1.jpg", "b/1.jpg")
-    (tmp_path / "b").chmod(0)
-    with pytest.raises(DataError, match="cannot be listed: Permission denied"):
-        discover_folder(tmp_path)
-
-
 def test_inputs_file(tmp_path):
-    make(tmp_path, "a[1].jpg", "scan.dcm")
-    for name in ("a[1].jpg", "scan.dcm"):
+    make(tmp_path, "a[1].jpg", "scan")
+    for name in ("a[1].jpg", "scan"):
         assert discover_inputs(str(tmp_path / name)) == [tmp_path / name]
 
 
 def test_inputs_folder(tmp_path):
-    make(tmp_path, "10.jpg", "9.jpg", "x/2.png", "x/note.txt", ".y/3.jpg", "x/._4.jpg")
+    make(tmp_path, "10.jpg", "9.DCM", "x/2.dicom", "x/note.txt", ".y/3.jpg", "x/._4.jpg")
     (tmp_path / "x/loop").symlink_to(tmp_path)
-    assert discover_inputs(str(tmp_path)) == [tmp_path / p for p in ("9.jpg", "10.jpg", "x/2.png")]
+    assert discover_inputs(str(tmp_path)) == [
+        tmp_path / p for p in ("9.DCM", "10.jpg", "x/2.dicom")
+    ]
 
 
 def test_inputs_glob(tmp_path, monkeypatch):
