@@ -1,66 +1,25 @@
 """What is wrong with a folder of images, before anything is trained on it."""
 
-import hashlib
-import multiprocessing
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-from finetune.data.decode import decode_image, read_header
-from finetune.data.discover import ImageFolder, Sample
-from finetune.errors import DataError, ImageError
+import numpy as np
 
-Severity = Literal["error", "warning", "info"]
+from finetune.data.auditing.audit_cache import AuditCache
+from finetune.data.auditing.duplicates import find_near_duplicates
+from finetune.data.auditing.examine import Report, examine_files
+from finetune.data.auditing.findings import Finding, count_classes, list_findings
+from finetune.data.auditing.fingerprint import SIZE
+from finetune.data.discover import ImageFolder
+from finetune.errors import DataError
 
-_SUFFIXES: dict[str, frozenset[str]] = {
-    "AVIF": frozenset({".avif"}),
-    "BMP": frozenset({".bmp"}),
-    "GIF": frozenset({".gif"}),
-    "JPEG": frozenset({".jpg", ".jpeg"}),
-    "PNG": frozenset({".png"}),
-    "TIFF": frozenset({".tif", ".tiff"}),
-    "WEBP": frozenset({".webp"}),
-}
-# Name of the finding to its severity, where the copies are, and the remedy.
-_DUPLICATES: dict[str, tuple[Severity, str, str]] = {
-    "duplicate_across_classes": (
-        "error",
-        ", in several classes",
-        "Decide on one class, and remove the others.",
-    ),
-    "duplicate_across_splits": (
-        "error",
-        ", in several splits",
-        "Keep each in one split: what is tested on must not be trained on.",
-    ),
-    "duplicate": ("warning", "", "Keep one of each; the others only weigh it more."),
-}
-_IMAGES_PER_TASK = 16
+__all__ = ["Audit", "Finding", "Range", "audit_folder", "check_findings"]
 
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One kind of trouble and all the files that have it.
-
-    Attributes:
-        name: stable, for programs: ``unreadable``, ``duplicate_across_splits``, ….
-        severity: ``error`` spoils the result, ``warning`` may, ``info`` is good to know.
-        paths: POSIX, relative to the folder's root.
-        message: what was found.
-        remedy: the nearest fix.
-    """
-
-    name: str
-    severity: Severity
-    paths: tuple[str, ...]
-    message: str
-    remedy: str
+_EXAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +37,18 @@ class Audit:
 
     Attributes:
         num_images: all samples, readable or not.
-        counts: images per split (``all`` where there are none) and class.
+        counts: images per split (``all`` where there are none) and class, readable or not.
         width_px: of the readable images, after EXIF orientation; None if there are none.
         height_px: likewise.
         formats: readable images per file format.
         modes: readable images per pixel type, as Pillow names it.
-        unreadable: path to reason.
+        unreadable: path to reason, of all that is left out: damaged or too large.
         duplicates: sets of paths whose bytes are the same.
+        near_duplicates: sets of paths whose images look the same; of each set of
+            ``duplicates``, only the first path is among them.
         findings: errors first.
+        notes: what went wrong with the audit itself.
+        digests: path to SHA-256 of the content, in hexadecimal, of the readable images.
     """
 
     num_images: int
@@ -96,11 +59,16 @@ class Audit:
     modes: dict[str, int]
     unreadable: dict[str, str]
     duplicates: tuple[tuple[str, ...], ...]
+    near_duplicates: tuple[tuple[str, ...], ...]
     findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+    digests: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
+        """Return plain values for JSON, without the digests."""
+        values = asdict(self)
+        del values["digests"]
+        return values
 
 
 def audit_folder(
@@ -108,6 +76,10 @@ def audit_folder(
     *,
     workers: int = 0,
     max_megapixels: float = 200,
+    min_side_px: int = 1,
+    expect_groups: bool = False,
+    accept: Collection[str] = (),
+    cache: Path | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Audit:
     """Decode every image of a folder in full, and report what is wrong.
@@ -116,188 +88,115 @@ def audit_folder(
         folder: as discovered.
         workers: processes that decode; 0 decodes in this one. They are spawned, so a script
             that asks for some needs ``if __name__ == "__main__":``.
-        max_megapixels: images with more pixels than this, in millions, count as unreadable.
-        on_progress: called after each image with the number done so far.
+        max_megapixels: images with more pixels than this, in millions, are left out.
+        min_side_px: images with a shorter side are reported.
+        expect_groups: report that no image has a group.
+        accept: names of findings that the user accepts.
+        cache: folder for what is found, so that a file that did not change is not decoded the
+            next time; made where there is none. None keeps nothing.
+        on_progress: called with the number of images done so far.
 
     Raises:
         DataError: a worker process died.
     """
-    reports = []
-    for report in _inspect_all(folder, workers, max_megapixels):
-        reports.append(report)
-        if on_progress is not None:
-            on_progress(len(reports))
-    paths = [sample.path for sample in folder.samples]
-    readable = [report for report in reports if report.error is None]
-    unreadable = {
-        path: report.error
-        for path, report in zip(paths, reports, strict=True)
-        if report.error is not None
-    }
-    duplicates = _find_duplicates(paths, reports)
-    findings = [
-        *_report_unreadable(unreadable),
-        *_report_duplicates(folder.samples, duplicates),
-        *_report_missing_classes(folder),
-        *_report_suffixes(paths, reports),
-        *_report_skipped(folder),
-    ]
-    severities: tuple[Severity, ...] = ("error", "warning", "info")
+    kept = AuditCache(cache, folder.root, max_megapixels=max_megapixels)
+    reports = _examine(folder, kept, workers, max_megapixels, on_progress)
+    readable = {path: report for path, report in reports.items() if report.trouble is None}
+    duplicates = _find_duplicates(readable)
+    near_duplicates = _find_near_duplicates(readable, duplicates)
     return Audit(
-        num_images=len(reports),
-        counts=_count(folder),
-        width_px=_range([report.width_px for report in readable]),
-        height_px=_range([report.height_px for report in readable]),
-        formats=dict(Counter(report.format for report in readable).most_common()),
-        modes=dict(Counter(report.mode for report in readable).most_common()),
-        unreadable=unreadable,
+        num_images=len(folder.samples),
+        counts=count_classes(folder.samples, folder.class_names),
+        width_px=_range([report.width_px for report in readable.values()]),
+        height_px=_range([report.height_px for report in readable.values()]),
+        formats=dict(Counter(report.format for report in readable.values()).most_common()),
+        modes=dict(Counter(report.mode for report in readable.values()).most_common()),
+        unreadable={path: report.reason for path, report in reports.items() if report.trouble},
         duplicates=duplicates,
-        findings=tuple(sorted(findings, key=lambda item: severities.index(item.severity))),
+        near_duplicates=near_duplicates,
+        findings=list_findings(
+            folder,
+            reports,
+            duplicates,
+            near_duplicates,
+            min_side_px=min_side_px,
+            expect_groups=expect_groups,
+            accept=accept,
+        ),
+        notes=tuple(kept.notes),
+        digests={path: report.digest.hex() for path, report in readable.items()},
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Report:
-    """One image; ``error`` is None if it was decoded, and only then is the rest complete."""
+def check_findings(audit: Audit) -> None:
+    """Let nothing pass that spoils the result, unless the user accepted it.
 
-    error: str | None
-    digest: bytes = b""
-    format: str = ""
-    mode: str = ""
-    width_px: int = 0
-    height_px: int = 0
-
-
-def _inspect_all(folder: ImageFolder, workers: int, max_megapixels: float) -> Iterator[_Report]:
-    paths = [folder.root / sample.path for sample in folder.samples]
-    inspect = partial(_inspect, max_megapixels=max_megapixels)
-    if workers < 1:
-        yield from map(inspect, paths)
+    Raises:
+        DataError: names every error, its remedy, some of its files, and how to accept it.
+    """
+    errors = [item for item in audit.findings if item.severity == "error" and not item.accepted]
+    if not errors:
         return
-    # A fork would copy whatever locks the threads of this process hold.
-    context = multiprocessing.get_context("spawn")
+    names = [item.name for item in audit.findings if item.accepted or item in errors]
+    raise DataError(
+        "\n".join(
+            [
+                f"the data has {len(errors)} error{'s'[: len(errors) - 1]}, expected none.",
+                *(f"{item.message} {item.remedy}\n  {_examples(item.paths)}" for item in errors),
+                f"To go on all the same: dataset.accept=[{','.join(names)}]",
+            ]
+        )
+    )
+
+
+def _examples(paths: Sequence[str]) -> str:
+    shown = [path if path.isprintable() else repr(path) for path in paths[:_EXAMPLES]]
+    more = [f"{len(paths) - _EXAMPLES} more"] if len(paths) > _EXAMPLES else []
+    return ", ".join([*shown, *more])
+
+
+def _examine(
+    folder: ImageFolder,
+    kept: AuditCache,
+    workers: int,
+    max_megapixels: float,
+    on_progress: Callable[[int], None] | None,
+) -> dict[str, Report]:
+    """Return the report of each path, in the folder's order."""
+    known = {sample.path: kept.get(sample.path) for sample in folder.samples}
+    reports = {path: report for path, report in known.items() if report is not None}
+    new = [path for path, report in known.items() if report is None]
+    if on_progress is not None and reports:
+        on_progress(len(reports))
+    files = [folder.root / path for path in new]
     try:
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            yield from pool.map(inspect, paths, chunksize=_IMAGES_PER_TASK)
-    except BrokenProcessPool as error:
-        raise DataError(
-            f"a process that decoded {folder.root} died, for lack of memory perhaps; expected it "
-            "to go on. Try fewer workers, or a lower max_megapixels."
-        ) from error
-
-
-def _inspect(path: Path, *, max_megapixels: float) -> _Report:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        return _Report(error=f"cannot be read: {error.strerror}")
-    digest = hashlib.sha256(data).digest()
-    try:
-        header = read_header(data)
-        height_px, width_px, _ = decode_image(data, max_megapixels=max_megapixels).shape
-    except ImageError as error:
-        return _Report(error=str(error), digest=digest)
-    return _Report(None, digest, header.format, header.mode, width_px, height_px)
-
-
-def _count(folder: ImageFolder) -> dict[str, dict[str, int]]:
-    pairs = Counter((sample.split, sample.class_name) for sample in folder.samples)
-    present = {sample.split for sample in folder.samples}
-    return {
-        split or "all": {name: pairs[split, name] for name in folder.class_names}
-        for split in (None, "train", "val", "test")
-        if split in present
-    }
+        found = examine_files(files, workers=workers, max_megapixels=max_megapixels)
+        for path, report in zip(new, found, strict=True):
+            reports[path] = report
+            kept.put(path, report)
+            if on_progress is not None:
+                on_progress(len(reports))
+    finally:
+        kept.save()  # what was examined before an interruption, too
+    return {path: reports[path] for path in known}
 
 
 def _range(values: Sequence[int]) -> Range | None:
     return Range(min(values), statistics.median(values), max(values)) if values else None
 
 
-def _find_duplicates(
-    paths: Sequence[str], reports: Sequence[_Report]
-) -> tuple[tuple[str, ...], ...]:
+def _find_duplicates(reports: Mapping[str, Report]) -> tuple[tuple[str, ...], ...]:
     same: dict[bytes, list[str]] = {}
-    for path, report in zip(paths, reports, strict=True):
-        if report.digest:
-            same.setdefault(report.digest, []).append(path)
-    return tuple(tuple(group) for group in same.values() if len(group) > 1)
+    for path, report in reports.items():
+        same.setdefault(report.digest, []).append(path)
+    return tuple(tuple(paths) for paths in same.values() if len(paths) > 1)
 
 
-def _report_unreadable(unreadable: dict[str, str]) -> Iterator[Finding]:
-    if unreadable:
-        path, reason = next(iter(unreadable.items()))
-        yield Finding(
-            "unreadable",
-            "error",
-            tuple(unreadable),
-            f"{len(unreadable)} images cannot be decoded; the first, {path}: {reason}.",
-            "Replace or remove them.",
-        )
-
-
-def _report_duplicates(
-    samples: Sequence[Sample], duplicates: Sequence[tuple[str, ...]]
-) -> Iterator[Finding]:
-    """Report each set of equal files under the worst that is true of it."""
-    by_path = {sample.path: sample for sample in samples}
-    sets: dict[str, list[tuple[str, ...]]] = {name: [] for name in _DUPLICATES}
-    for paths in duplicates:
-        if len({by_path[path].class_name for path in paths}) > 1:
-            sets["duplicate_across_classes"].append(paths)
-        elif len({by_path[path].split for path in paths}) > 1:
-            sets["duplicate_across_splits"].append(paths)
-        else:
-            sets["duplicate"].append(paths)
-    for name, (severity, where, remedy) in _DUPLICATES.items():
-        if sets[name]:
-            copies = sum(len(paths) - 1 for paths in sets[name])
-            yield Finding(
-                name,
-                severity,
-                tuple(path for paths in sets[name] for path in paths),
-                f"{copies} images are copies of another{where}.",
-                remedy,
-            )
-
-
-def _report_missing_classes(folder: ImageFolder) -> Iterator[Finding]:
-    for split, counts in _count(folder).items():
-        missing = [name for name, count in counts.items() if count == 0]
-        if missing:
-            yield Finding(
-                "missing_class",
-                "warning",
-                (),
-                f"{split} has no image of {', '.join(missing)}.",
-                f"Add some to {split}: what is not there is not measured.",
-            )
-
-
-def _report_suffixes(paths: Sequence[str], reports: Sequence[_Report]) -> Iterator[Finding]:
-    wrong = {
-        path: report.format
-        for path, report in zip(paths, reports, strict=True)
-        if report.format and PurePosixPath(path).suffix.lower() not in _SUFFIXES[report.format]
-    }
-    if wrong:
-        path, format_ = next(iter(wrong.items()))
-        yield Finding(
-            "wrong_suffix",
-            "info",
-            tuple(wrong),
-            f"{len(wrong)} images are not what their suffix says; the first, {path}, is {format_}.",
-            "Nothing breaks here, as the content counts; other programs may refuse them.",
-        )
-
-
-def _report_skipped(folder: ImageFolder) -> Iterator[Finding]:
-    reasons = Counter(item.reason for item in folder.skipped)
-    for reason, count in reasons.items():
-        yield Finding(
-            "skipped",
-            "info",
-            tuple(item.path for item in folder.skipped if item.reason == reason),
-            f"{count} files or folders were left out: {reason}.",
-            "Nothing to do, unless they were meant to be trained on.",
-        )
+def _find_near_duplicates(
+    reports: Mapping[str, Report], duplicates: Sequence[tuple[str, ...]]
+) -> tuple[tuple[str, ...], ...]:
+    others = {path for paths in duplicates for path in paths[1:]}
+    paths = [path for path, report in reports.items() if report.fingerprint and path not in others]
+    looks = np.frombuffer(b"".join(reports[path].fingerprint for path in paths), np.float16)
+    sets = find_near_duplicates(looks.reshape(-1, SIZE))
+    return tuple(tuple(paths[index] for index in indices) for indices in sets)

@@ -1,0 +1,1 @@
+"""What an audit looks at and finds: the inner rooms of ``audit``."""
