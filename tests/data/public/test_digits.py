@@ -6,8 +6,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from finetune.data.decode import decode_image, read_header
-from finetune.data.digits import NUM_IMAGES, write_digits
 from finetune.data.discover import discover_folder
+from finetune.data.public.digits import NUM_IMAGES, write_digits
 from finetune.errors import DataError
 
 

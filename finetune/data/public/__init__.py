@@ -1,0 +1,1 @@
+"""Data sets that anybody may have: embedded, or fetched from their publishers."""
