@@ -24,6 +24,8 @@ from albumentations.augmentations.crops.transforms import CropSizeError
 
 SIZE_PLACEHOLDER = "image_size_px"
 
+_ERASING = {"name": "Erasing", "scale": (0.02, 0.33), "ratio": (0.3, 3.3), "fill": "random"}
+
 # One after the other: smaller than any crop, wide, tall.
 _TRIAL_SHAPES = ((8, 11, 3), (300, 500, 3), (400, 200, 3))
 _TRIAL_SEEDS = range(4)
@@ -53,15 +55,25 @@ class Augmentation:
             its like hold a nested list under ``transforms``. An argument (or an item of one)
             ``"image_size_px"`` stands for that number.
         image_size_px: side of the square that the last transform must leave, >= 1.
+        random_erasing: probability, in 0..1, that after all transforms a rectangle of 2 to 30 % of
+            the image, 0.3 to 3.3 times as wide as high, is filled with noise (Zhong et al. 2020).
 
     Raises:
         ConfigError: a transform or an argument is unknown or out of range, a transform fails on
             a trial image, or the result is not ``[image_size_px, image_size_px, 3]`` uint8.
     """
 
-    def __init__(self, transforms: Sequence[Mapping[str, Any]], image_size_px: int) -> None:
+    def __init__(
+        self,
+        transforms: Sequence[Mapping[str, Any]],
+        image_size_px: int,
+        random_erasing: float = 0.0,
+    ) -> None:
         self.image_size_px = image_size_px
-        self._compose = albumentations.Compose(_build_all(transforms, image_size_px, "transforms"))
+        built = _build_all(transforms, image_size_px, "transforms")
+        if random_erasing:
+            built.append(_build({**_ERASING, "p": random_erasing}, image_size_px, "random_erasing"))
+        self._compose = albumentations.Compose(built)
         self._try_out()
 
     def __call__(self, image: npt.NDArray[np.uint8], *, seed: int) -> npt.NDArray[np.uint8]:
@@ -116,6 +128,16 @@ class Augmentation:
             f"[{SIZE_PLACEHOLDER}, {SIZE_PLACEHOLDER}]}}, and leave out Normalize and ToTensorV2: "
             "the model normalises by itself."
         )
+
+
+def use_one_thread(worker: int) -> None:
+    """Keep OpenCV in this process to one thread: the workers are the parallel ones.
+
+    Args:
+        worker: its number, as ``DataLoader`` gives it to ``worker_init_fn``.
+    """
+    del worker
+    cv2.setNumThreads(0)
 
 
 def _build_all(specs: object, image_size_px: int, where: str) -> list[Any]:

@@ -14,6 +14,7 @@ from finetune.errors import ConfigError, did_you_mean
 
 ResizeMode = Literal["crop", "pad", "squash"]
 Interpolation = Literal["bilinear", "bicubic"]
+Color = Literal["rgb", "grey"]
 
 
 class Preprocess(nn.Module):
@@ -36,6 +37,8 @@ class Preprocess(nn.Module):
         interpolation: ``bilinear`` or ``bicubic``; the latter is clamped to 0..255.
         mean: per channel, for values in 0..1.
         std: per channel, for values in 0..1, > 0.
+        color: ``grey`` gives all three channels the luma (ITU-R BT.601, as Pillow's mode L), so
+            that a tint of the film or the screen says nothing; weights made for colour still fit.
 
     Raises:
         ConfigError: a value lies outside its range.
@@ -55,14 +58,17 @@ class Preprocess(nn.Module):
         interpolation: Interpolation,
         mean: Sequence[float],
         std: Sequence[float],
+        color: Color = "rgb",
     ) -> None:
         super().__init__()
-        _check_settings(image_size_px, resize_mode, crop_fraction, interpolation, mean, std)
+        _check_words(resize_mode, interpolation, color)
+        _check_numbers(image_size_px, crop_fraction, mean, std)
         self.image_size_px = int(image_size_px)
         self.resize_mode: str = resize_mode
         self.crop_fraction = float(crop_fraction)
         self.resize_px = round(self.image_size_px / self.crop_fraction)
         self.interpolation: str = interpolation
+        self.color: str = color
         self.mean = [float(value) for value in mean]
         self.std = [float(value) for value in std]
         self.register_buffer("mean_255", _as_channels(self.mean), persistent=False)
@@ -98,7 +104,7 @@ class Preprocess(nn.Module):
 
     @torch.jit.export
     def normalise(self, images: Tensor) -> Tensor:
-        """Subtract the mean and divide by the deviation.
+        """Take the luma where the images are grey, subtract the mean, divide by the deviation.
 
         Args:
             images: ``[B, 3, S, S]``, 0..255, uint8 or float.
@@ -106,7 +112,11 @@ class Preprocess(nn.Module):
         Returns:
             ``[B, 3, S, S]``, float32, about -3..3.
         """
-        return (images.to(torch.float32) - self.mean_255) / self.std_255
+        images = images.to(torch.float32)
+        if self.color == "grey":
+            red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
+            images = 0.299 * red + 0.587 * green + 0.114 * blue
+        return (images - self.mean_255) / self.std_255
 
     def _crop(self, images: Tensor) -> Tensor:
         size = self.image_size_px
@@ -157,6 +167,7 @@ class Preprocess(nn.Module):
             "interpolation": self.interpolation,
             "mean": list(self.mean),
             "std": list(self.std),
+            "color": self.color,
         }
 
 
@@ -176,23 +187,22 @@ def _as_channels(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1) * 255.0
 
 
-def _check_settings(
-    image_size_px: int,
-    resize_mode: str,
-    crop_fraction: float,
-    interpolation: str,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> None:
-    if image_size_px < 1:
-        raise ConfigError(f"image_size_px: got {image_size_px}, expected an integer >= 1.")
+def _check_words(resize_mode: str, interpolation: str, color: str) -> None:
     for key, word, words in (
         ("resize_mode", resize_mode, ("crop", "pad", "squash")),
         ("interpolation", interpolation, ("bilinear", "bicubic")),
+        ("color", color, ("rgb", "grey")),
     ):
         if word not in words:
             hint = did_you_mean(word, words)
             raise ConfigError(f"{key}: got `{word}`, expected one of {', '.join(words)}.{hint}")
+
+
+def _check_numbers(
+    image_size_px: int, crop_fraction: float, mean: Sequence[float], std: Sequence[float]
+) -> None:
+    if image_size_px < 1:
+        raise ConfigError(f"image_size_px: got {image_size_px}, expected an integer >= 1.")
     if not 0 < crop_fraction <= 1:
         raise ConfigError(f"crop_fraction: got {crop_fraction}, expected a number in (0, 1].")
     if len(mean) != 3:

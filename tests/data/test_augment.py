@@ -5,13 +5,21 @@ import random
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
+import torch
+import yaml
 
 from finetune.data.augment import Augmentation
+from finetune.data.datamodule import ImageDataModule
+from finetune.data.discover import Sample
+from finetune.data.labelled_images import Augmented, LabelledImages
 from finetune.errors import ConfigError
 
+CONF = Path(__file__).parents[2] / "conf"
 SIZE = 24
 CROP = {"name": "RandomResizedCrop", "size": ["image_size_px", "image_size_px"]}
 RESIZE = {"name": "Resize", "height": "image_size_px", "width": "image_size_px"}
@@ -147,6 +155,91 @@ def test_a_rare_wrong_size_is_found_when_it_happens(image):
     augmentation = Augmentation([RESIZE, rare], SIZE)
     with pytest.raises(ConfigError, match=r"\[5, 5, 3\] uint8, expected \[24, 24, 3\]"):
         augment_all(augmentation, image, range(500))
+
+
+def erased(image):
+    """Measure the erased rectangle of a plain image: its share, its width / height."""
+    rows, columns = np.nonzero((image != 99).any(axis=2))
+    if not len(rows):
+        return None
+    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+    return height * width / image[..., 0].size, width / height
+
+
+def test_random_erasing_fills_a_rectangle_with_noise():
+    augmentation = Augmentation([RESIZE], 64, random_erasing=0.25)
+    plain = np.full((64, 64, 3), 99, dtype=np.uint8)
+    images = [augmentation(plain, seed=seed) for seed in range(800)]
+    found = [measured for image in images if (measured := erased(image))]
+    # 200 +- 5 deviations.
+    assert 139 < len(found) < 261
+    shares, ratios = np.array(found).T
+    assert 0.015 < shares.min() < 0.05
+    assert 0.25 < shares.max() < 0.34
+    assert 0.25 < ratios.min() < 0.6
+    assert 2.5 < ratios.max() < 3.8
+    noise = np.concatenate([image[(image != 99).any(axis=2)] for image in images])
+    counts = np.bincount(noise.ravel(), minlength=256)
+    assert counts.min() > 0.8 * counts.mean()
+
+
+def test_random_erasing_leaves_the_other_draws_as_they_were(image):
+    without = Augmentation([CROP, *TRANSFORMS[:2]], SIZE)
+    always = Augmentation([CROP, *TRANSFORMS[:2]], SIZE, random_erasing=1)
+    for seed in range(20):
+        before, after = without(image, seed=seed), always(image, seed=seed)
+        assert not np.array_equal(before, after)
+        assert (before == after).all(axis=2).mean() > 0.6
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.5])
+def test_random_erasing_is_a_probability(probability):
+    with pytest.raises(ConfigError, match=r"random_erasing.*p: got"):
+        Augmentation([RESIZE], SIZE, random_erasing=probability)
+
+
+@pytest.fixture(scope="module")
+def equal(tmp_path_factory, image):
+    """Forty copies of one image, so that only the draws tell them apart."""
+    root = tmp_path_factory.mktemp("equal")
+    for index in range(40):
+        PIL.Image.fromarray(image).save(root / f"{index:02d}.png")
+    return root, [Sample(f"{index:02d}.png", ("a",), "train") for index in range(40)]
+
+
+def load_epochs(equal, group, *, workers):
+    """Load three epochs as a training does, and return each image's bytes in order."""
+    settings = yaml.safe_load((CONF / "augmentation" / f"{group}.yaml").read_text())
+    augmentation = Augmentation(
+        settings["transforms"], SIZE, random_erasing=settings.get("random_erasing", 0)
+    )
+    root, samples = equal
+    images = LabelledImages(
+        root,
+        samples,
+        torch.zeros(len(samples), dtype=torch.int64),
+        transform=Augmented(augmentation),
+        seed=3,
+        max_megapixels=1,
+    )
+    data = ImageDataModule(images, images, batch_size=8, workers=workers, seed=3)
+    loader = data.train_dataloader()
+    draws = []
+    for epoch in range(3):
+        loader.batch_sampler.set_epoch(epoch)
+        draws += [image.numpy().tobytes() for batch, _ in loader for image in batch]
+    return draws
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+@pytest.mark.parametrize("group", ["standard", "strong"])
+def test_the_draws_of_three_epochs_differ_and_do_not_depend_on_workers(equal, group):
+    alone = load_epochs(equal, group, workers=0)
+    print(f"{group}: {len(set(alone))} distinct of {len(alone)} draws")
+    assert len(alone) == 120
+    assert len(set(alone)) >= 0.99 * len(alone)
+    for workers in (0, 2, 4):
+        assert load_epochs(equal, group, workers=workers) == alone
 
 
 def test_importing_asks_no_network():

@@ -5,24 +5,14 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from finetune.data.augment import Augmentation
-from finetune.data.datamodule import (
-    Augmented,
-    ImageDataModule,
-    LabelledImages,
-    Resized,
-    TrainBatches,
-    epoch_order,
-    sample_seed,
-)
+from finetune.data.batches import epoch_order
+from finetune.data.datamodule import ImageDataModule
 from finetune.data.discover import Sample
-from finetune.data.preprocess import Preprocess
-from finetune.errors import DataError
+from finetune.data.labelled_images import Augmented, LabelledImages, make_targets
 
 SIZE_PX = 16
 COUNT = 22
@@ -34,9 +24,6 @@ AUGMENTATION = Augmentation(
     ],
     SIZE_PX,
 )
-PREPROCESS = Preprocess(SIZE_PX, "squash", 1.0, "bilinear", (0.5,) * 3, (0.25,) * 3)
-
-seeds = st.integers(0, 2**32 - 1)
 
 
 class Watching(LightningModule):
@@ -75,7 +62,7 @@ def flat(tmp_path_factory):
         path = f"{NAMES[index % 2]}/{index:02d}.png"
         (root / path).parent.mkdir(exist_ok=True)
         PIL.Image.new("RGB", (4, 4), (index,) * 3).save(root / path)
-        samples.append(Sample(path, NAMES[index % 2], "train"))
+        samples.append(Sample(path, (NAMES[index % 2],), "train"))
     return root, tuple(samples)
 
 
@@ -90,14 +77,15 @@ def equal(tmp_path_factory):
     for index in range(COUNT):
         path = f"even/{index:02d}.png"
         PIL.Image.fromarray(image).save(root / path)
-        samples.append(Sample(path, "even", "train"))
+        samples.append(Sample(path, ("even",), "train"))
     return root, tuple(samples)
 
 
 def images_of(source, transform=None, seed=3):
     root, samples = source
     transform = transform or as_it_is
-    return LabelledImages(root, samples, NAMES, transform=transform, seed=seed, max_megapixels=1)
+    targets = make_targets(samples, NAMES, is_multilabel=False)
+    return LabelledImages(root, samples, targets, transform=transform, seed=seed, max_megapixels=1)
 
 
 def watch(images, *, workers, epochs, batch_size=4):
@@ -125,89 +113,6 @@ def indices_in(epoch):
 quietly = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers", "ignore:.*isinstance.treespec, LeafSpec"
 )
-
-
-@given(seeds, st.integers(0, 1000), st.integers(0, 10**7))
-def test_a_sample_seed_is_a_function_of_all_three(seed, epoch, index):
-    value = sample_seed(seed, epoch, index)
-    assert value == sample_seed(seed, epoch, index)
-    assert 0 <= value < 2**64
-    others = {
-        sample_seed(seed + 1, epoch, index),
-        sample_seed(seed, epoch + 1, index),
-        sample_seed(seed, epoch, index + 1),
-    }
-    assert len(others | {value}) == 4
-
-
-def test_sample_seeds_are_the_same_on_every_machine():
-    assert sample_seed(0, 0, 0) == 9617123944752223253
-    assert sample_seed(1, 23, 456) == 1147992687511599121
-
-
-@given(st.integers(1, 300), seeds, st.integers(0, 50))
-def test_an_order_is_a_permutation_by_seed_and_epoch(count, seed, epoch):
-    order = epoch_order(count, seed=seed, epoch=epoch)
-    assert sorted(order) == list(range(count))
-    assert order == epoch_order(count, seed=seed, epoch=epoch)
-    if count >= 20:
-        assert order != epoch_order(count, seed=seed, epoch=epoch + 1)
-        assert order != epoch_order(count, seed=seed + 1, epoch=epoch)
-
-
-def batches_of(count, size, *, seed, epoch, rank=0, world_size=1):
-    batches = TrainBatches(count, size, seed=seed, rank=rank, world_size=world_size)
-    batches.set_epoch(epoch)
-    listed = list(batches)
-    assert len(listed) == len(batches)
-    return listed
-
-
-@given(st.data(), st.integers(1, 5), st.integers(1, 6), seeds, st.integers(0, 9))
-def test_the_batches_of_all_ranks_joined_are_those_of_one_process(
-    data, world_size, share, seed, epoch
-):
-    size = world_size * share
-    count = data.draw(st.integers(size, 10 * size))
-    alone = batches_of(count, size, seed=seed, epoch=epoch)
-    ranks = [
-        batches_of(count, size, seed=seed, epoch=epoch, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
-    joined = [list(chain(*parts)) for parts in zip(*ranks, strict=True)]
-    assert joined == alone
-    assert all(len(batch) == size for batch in alone)
-    keys = [key for batch in alone for key in batch]
-    assert len(set(keys)) == len(keys) == count // size * size
-    assert all(shown_in == epoch and 0 <= index < count for shown_in, index in keys)
-
-
-def test_the_images_left_over_differ_from_epoch_to_epoch():
-    left_over = {
-        frozenset(range(10)).difference(i for b in batches_of(10, 4, seed=0, epoch=e) for _, i in b)
-        for e in range(8)
-    }
-    assert len(left_over) > 4
-
-
-def test_an_image_has_the_label_of_its_class(flat):
-    images = images_of(flat)
-    assert len(images) == COUNT
-    for index in range(COUNT):
-        image, label = images[0, index]
-        assert image[0, 0, 0] == index
-        assert label == index % 2
-
-
-def test_an_image_that_cannot_be_read_is_named(flat, tmp_path):
-    (tmp_path / "even").mkdir()
-    (tmp_path / "even" / "text.png").write_text("no image")
-    samples = (Sample("even/text.png", "even", "train"), Sample("even/gone.png", "even", "train"))
-    images = images_of((tmp_path, samples))
-    for index, sample in enumerate(samples):
-        with pytest.raises(DataError, match="cannot be read") as caught:
-            images[0, index]
-        assert str(caught.value).startswith(str(tmp_path / sample.path))
 
 
 @quietly
@@ -277,18 +182,6 @@ def test_training_loaders_of_all_ranks_share_each_batch(flat):
     alone = [pixels[:, 0, 0, 0].tolist() for pixels, _ in loader(0, 1)]
     ranks = [[pixels[:, 0, 0, 0].tolist() for pixels, _ in loader(rank, 3)] for rank in range(3)]
     assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == alone
-
-
-def test_validation_shows_what_prediction_shows(equal):
-    images = images_of(equal, Resized(PREPROCESS))
-    first, _ = images[0, 0]
-    other_epoch, _ = images[7, 0]
-    assert first.shape == (3, SIZE_PX, SIZE_PX)
-    assert first.dtype == torch.float32
-    assert torch.equal(first, other_epoch)
-    with PIL.Image.open(equal[0] / "even" / "00.png") as image:
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    assert torch.equal(first, PREPROCESS.resize(pixels)[0])
 
 
 def test_the_epoch_to_come_travels_in_the_checkpoint(flat):

@@ -1,10 +1,12 @@
 import io
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision.transforms import v2
 
 from finetune.data.preprocess import Preprocess
@@ -102,6 +104,59 @@ def test_crop_keeps_the_centre_of_a_very_long_image():
     assert torch.equal(columns, columns.flip(0))
 
 
+IDENTITY = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_grey_is_pillows_luma(dtype):
+    images = noise(4, 3, 32, 32)
+    images[0, :, 0] = torch.tensor([[255], [0], [0]])
+    module = make("squash", color="grey", **IDENTITY)
+    levels = module.normalise(images.to(dtype))
+    assert levels.shape == images.shape
+    assert levels.dtype == torch.float32
+    for image, channels in zip(images, levels, strict=True):
+        luma = Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")
+        expected = torch.from_numpy(np.array(luma)).float().expand(3, -1, -1)
+        assert (channels - expected).abs().max() <= 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_grey_scripted_is_bitwise_eager(mode):
+    module = make(mode, color="grey")
+    assert module.state_dict() == {}
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(module), file)
+    file.seek(0)
+    scripted = torch.jit.load(file)
+    images = noise(2, 3, 40, 50)
+    assert torch.equal(scripted(images), module(images))
+    assert torch.equal(scripted.normalise(images), module.normalise(images))
+    twin = Preprocess(**module.settings())
+    assert torch.equal(twin(images), module(images))
+    assert not torch.equal(make(mode)(images), module(images))
+
+
+def test_a_grey_image_is_the_same_in_rgb_and_grey():
+    images = noise(2, 1, 40, 50).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(make(color="grey")(images), make()(images), rtol=0, atol=2e-6)
+
+
+def test_a_tint_says_nothing_in_grey():
+    grey = noise(1, 1, 32, 32).float().expand(-1, 3, -1, -1) / 2
+    # Blue takes from the luma what red adds to it.
+    tint = torch.tensor([0.114, 0.0, -0.299]).view(1, 3, 1, 1) * 50
+    module = make("squash", color="grey")
+    torch.testing.assert_close(module(grey + tint), module(grey), rtol=0, atol=1e-5)
+    assert not torch.allclose(make("squash")(grey + tint), make("squash")(grey), atol=1e-2)
+
+
+def test_settings_of_an_older_model_mean_rgb():
+    settings = make().settings()
+    del settings["color"]
+    assert Preprocess(**settings).color == "rgb"
+
+
 def test_one_image_gets_a_batch_axis():
     images = noise(3, 20, 20)
     module = make()
@@ -131,6 +186,7 @@ def test_settings_are_json_and_a_copy():
         "interpolation": "bilinear",
         "mean": list(MEAN),
         "std": list(STD),
+        "color": "rgb",
     }
     module.settings()["mean"].clear()
     assert len(module.settings()["mean"]) == 3
@@ -153,6 +209,7 @@ def test_state_dict_is_empty_and_buffers_move():
         ({"crop_fraction": float("nan")}, r"crop_fraction: got nan"),
         ({"mean": (0.5,)}, "mean: got"),
         ({"std": (0.5, 0.5, 0.0)}, "std: got"),
+        ({"color": "gray"}, "Did you mean `grey`"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):
