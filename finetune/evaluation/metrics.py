@@ -1,62 +1,44 @@
-"""What a classifier gets right, counted by one rule in training, evaluation and the report.
+"""What a classifier with one class per image gets right.
 
-Shapes: ``N`` images, ``C`` classes.
-
-The rule for what is undefined:
-
-- A class without a true image is *absent*. Its recall, F1 and AUROC are undefined, it is left
-  out of every macro mean, and it is listed in ``absent_classes``.
-- A class with true images that is never predicted has no precision. It is left out of the mean
-  of precisions and listed in ``never_predicted_classes``; its recall and F1 are 0 by definition
-  (F1 = 2 TP / (2 TP + FP + FN)).
-- Undefined numbers are ``None``, never 0 or 1.
-
-This equals scikit-learn with ``labels=<classes present>`` and ``zero_division=np.nan``
-(F1: ``zero_division=0``). torchmetrics' own macro means differ: they count a class that is
-predicted but has no true image as 0, and they report 0 for what is undefined.
+Shapes: ``N`` images, ``C`` classes. What is undefined follows `finetune.evaluation.scores`;
+absent classes are listed in ``absent_classes``, and those with true images but no prediction in
+``never_predicted_classes``.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassStatScores
 from torchmetrics.functional.classification import (
-    binary_auroc,
     multiclass_accuracy,
     multiclass_confusion_matrix,
 )
 
 from finetune.errors import DataError, FinetuneError
+from finetune.evaluation.scores import (
+    ClassMetrics,
+    Counts,
+    class_aurocs,
+    class_average_precisions,
+    class_scores,
+    describe_classes,
+    number,
+)
+from finetune.models.answers import as_hot
 
 # How far a row of probabilities may be from a sum of one: a softmax in bfloat16 is off by 1 %.
 _SUM_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class ClassMetrics:
-    """One class's share; fractions in [0, 1], ``None`` where undefined (see the module)."""
-
-    name: str
-    support: int
-    predicted: int
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    auroc: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Metrics:
     """How good a classifier is on ``n`` labelled images.
 
-    Every score is a fraction in [0, 1], ``None`` where undefined (see the module). ``log_loss``
-    is in nats per image, >= 0.
+    Every score is a fraction in [0, 1], ``None`` where undefined. ``log_loss`` is in nats per
+    image, >= 0.
 
     Attributes:
         accuracy: share of images whose most probable class is the true one.
@@ -67,6 +49,7 @@ class Metrics:
         macro_f1: mean F1 over the classes present.
         auroc: two classes: of the second class. More: macro one-versus-rest mean over the
             classes that have both positives and negatives.
+        mean_average_precision: macro one-versus-rest mean over the same classes, also of two.
         log_loss: mean of -log p(true class); p is clipped to 2.2e-16, so that one certain
             mistake costs 36 nats and not infinity.
         positive_class: two classes: the second name, the one that ``sensitivity`` is about.
@@ -86,6 +69,7 @@ class Metrics:
     macro_recall: float | None
     macro_f1: float | None
     auroc: float | None
+    mean_average_precision: float | None
     log_loss: float
     positive_class: str | None
     sensitivity: float | None
@@ -99,30 +83,6 @@ class Metrics:
         """Give plain JSON values: dicts, lists, strings, finite numbers and ``None``."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
         return plain
-
-
-class ClassScores(NamedTuple):
-    """Scores per class, each ``[C]`` float64, NaN where undefined."""
-
-    precision: Tensor
-    recall: Tensor
-    f1: Tensor
-
-
-def class_scores(tp: Tensor, fp: Tensor, fn: Tensor) -> ClassScores:
-    """Turn counts into scores per class; NaN where undefined (see the module).
-
-    Args:
-        tp: true positives per class, ``[C]``.
-        fp: false positives per class, ``[C]``.
-        fn: false negatives per class, ``[C]``.
-    """
-    # MPS has no float64, and float32 is exact up to 16 million images of one class.
-    dtype = torch.float32 if tp.device.type == "mps" else torch.float64
-    tp, fp, fn = tp.to(dtype), fp.to(dtype), fn.to(dtype)
-    is_present = tp + fn > 0
-    f1 = torch.where(is_present, 2 * tp / (2 * tp + fp + fn), math.nan)
-    return ClassScores(precision=tp / (tp + fp), recall=tp / (tp + fn), f1=f1)
 
 
 def classification_metrics(
@@ -145,8 +105,12 @@ def classification_metrics(
     n, num_classes = probabilities.shape
     confusion = multiclass_confusion_matrix(probabilities.argmax(1), labels, num_classes)
     tp, support, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    scores = class_scores(tp, fp=predicted - tp, fn=support - tp)
-    aurocs = _aurocs(probabilities, labels, support)
+    fp, fn = predicted - tp, support - tp
+    counts = Counts(tp, fp, fn, tn=n - tp - fp - fn)
+    scores = class_scores(counts)
+    is_true = as_hot(labels, num_classes)
+    aurocs = class_aurocs(probabilities, is_true)
+    precisions = class_average_precisions(probabilities, is_true)
     is_present = support > 0
     is_binary = num_classes == 2
     return Metrics(
@@ -157,69 +121,20 @@ def classification_metrics(
             if num_classes > 5
             else None
         ),
-        balanced_accuracy=_number(scores.recall.nanmean()),
-        macro_precision=_number(scores.precision[is_present].nanmean()),
-        macro_recall=_number(scores.recall.nanmean()),
-        macro_f1=_number(scores.f1.nanmean()),
-        auroc=_number(aurocs[1] if is_binary else aurocs.nanmean()),
+        balanced_accuracy=number(scores.recall.nanmean()),
+        macro_precision=number(scores.precision[is_present].nanmean()),
+        macro_recall=number(scores.recall.nanmean()),
+        macro_f1=number(scores.f1.nanmean()),
+        auroc=number(aurocs[1] if is_binary else aurocs.nanmean()),
+        mean_average_precision=number(precisions.nanmean()),
         log_loss=_log_loss(probabilities, labels),
         positive_class=class_names[1] if is_binary else None,
-        sensitivity=_number(scores.recall[1]) if is_binary else None,
-        specificity=_number(scores.recall[0]) if is_binary else None,
+        sensitivity=number(scores.recall[1]) if is_binary else None,
+        specificity=number(scores.specificity[1]) if is_binary else None,
         absent_classes=_names_where(~is_present, class_names),
         never_predicted_classes=_names_where(is_present & (predicted == 0), class_names),
-        per_class=_per_class(class_names, support, predicted, scores, aurocs),
+        per_class=describe_classes(class_names, counts, aurocs, precisions),
         confusion_matrix=tuple(tuple(row) for row in confusion.tolist()),
-    )
-
-
-# The three share their counts and so form one compute group: each batch is counted once.
-class Accuracy(MulticlassStatScores):
-    """Share of images whose most probable class is the true one."""
-
-    def compute(self) -> Tensor:
-        """Give the accuracy over everything counted so far, a scalar."""
-        tp, _, _, fn = self._final_state()
-        return tp.sum() / (tp + fn).sum()
-
-
-class BalancedAccuracy(MulticlassStatScores):
-    """Mean recall over the classes present."""
-
-    def compute(self) -> Tensor:
-        """Give the mean recall over everything counted so far, a scalar."""
-        tp, fp, _, fn = self._final_state()
-        return class_scores(tp, fp, fn).recall.nanmean().float()
-
-
-class MacroF1(MulticlassStatScores):
-    """Mean F1 over the classes present."""
-
-    def compute(self) -> Tensor:
-        """Give the mean F1 over everything counted so far, a scalar."""
-        tp, fp, _, fn = self._final_state()
-        return class_scores(tp, fp, fn).f1.nanmean().float()
-
-
-def training_metrics(num_classes: int) -> MetricCollection:
-    """Make the metrics that a training loop updates batch by batch.
-
-    ``update(logits [B, C], labels [B] int64)`` stays on the device; ``compute()`` sums
-    the counts over all processes and gives scalars named ``accuracy``, ``balanced_accuracy`` and
-    ``macro_f1``, equal to those of ``classification_metrics``. ``clone(prefix="val_")`` renames.
-
-    Args:
-        num_classes: >= 2.
-    """
-    arguments: dict[str, Any] = {"num_classes": num_classes, "average": None}
-    # Argument checks read the labels back from the device in every step.
-    arguments["validate_args"] = False
-    return MetricCollection(
-        {
-            "accuracy": Accuracy(**arguments),
-            "balanced_accuracy": BalancedAccuracy(**arguments),
-            "macro_f1": MacroF1(**arguments),
-        }
     )
 
 
@@ -254,47 +169,10 @@ def _check(probabilities: Tensor, labels: Tensor, class_names: Sequence[str]) ->
         raise ValueError("probabilities: rows do not sum to one; pass logits through softmax.")
 
 
-def _aurocs(probabilities: Tensor, labels: Tensor, support: Tensor) -> Tensor:
-    """Give the one-versus-rest AUROC per class, ``[C]``; NaN without positives or negatives."""
-    aurocs = torch.full(support.shape, math.nan, dtype=torch.float64)
-    # torchmetrics takes scores outside [0, 1] for logits, and bfloat16 rows may hold 1.004.
-    scores = probabilities.clamp(0, 1)
-    # torchmetrics' own macro mean counts an undefined class as 0.
-    for index in ((support > 0) & (support < len(labels))).nonzero().flatten().tolist():
-        aurocs[index] = binary_auroc(scores[:, index], (labels == index).long())
-    return aurocs
-
-
 def _log_loss(probabilities: Tensor, labels: Tensor) -> float:
     of_true = probabilities.gather(1, labels.long().unsqueeze(1))
     return float(-of_true.clamp(torch.finfo(torch.float64).eps, 1).log().mean())
 
 
-def _per_class(
-    class_names: Sequence[str],
-    support: Tensor,
-    predicted: Tensor,
-    scores: ClassScores,
-    aurocs: Tensor,
-) -> tuple[ClassMetrics, ...]:
-    return tuple(
-        ClassMetrics(
-            name=name,
-            support=int(support[index]),
-            predicted=int(predicted[index]),
-            precision=_number(scores.precision[index]),
-            recall=_number(scores.recall[index]),
-            f1=_number(scores.f1[index]),
-            auroc=_number(aurocs[index]),
-        )
-        for index, name in enumerate(class_names)
-    )
-
-
 def _names_where(mask: Tensor, class_names: Sequence[str]) -> tuple[str, ...]:
     return tuple(class_names[index] for index in mask.nonzero().flatten().tolist())
-
-
-def _number(value: Tensor) -> float | None:
-    number = value.item()
-    return number if math.isfinite(number) else None

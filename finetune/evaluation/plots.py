@@ -1,29 +1,23 @@
-"""Pictures of a training run and of its mistakes, as PNG files.
-
-Figures are built without ``pyplot``, so nothing global changes and no display is needed.
-"""
+"""Pictures of a training run and of its mistakes, as PNG files."""
 
 import math
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from finetune.run import replacing
+from finetune.evaluation.canvas import drawing_style, save_figure, shorten
+from finetune.evaluation.scores import ClassMetrics
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+_PINK, _AMBER, _SKY, _BLACK = "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 _ABSENT_COLOUR = "#DDDDDD"
 
 _LOSSES = {"train_loss": ("training", _BLUE, "o"), "val_loss": ("validation", _ORANGE, "s")}
@@ -31,25 +25,14 @@ _SCORES = {
     "val_accuracy": ("accuracy", _BLUE, "o"),
     "val_macro_f1": ("macro F1", _ORANGE, "s"),
     "val_balanced_accuracy": ("balanced accuracy", _GREEN, "^"),
+    "val_auroc": ("AUROC", _PINK, "D"),
+    "val_sensitivity": ("sensitivity", _AMBER, "v"),
+    "val_specificity": ("specificity", _SKY, "P"),
+    "val_mean_average_precision": ("mean average precision", _BLACK, "X"),
 }
 
 _MAX_CLASSES_WITH_COUNTS = 20
 _MAX_LABELLED_CLASSES = 100
-_MAX_NAME_LENGTH = 24
-
-# Fonts for scripts that matplotlib's own font lacks; those installed are asked in this order.
-_FALLBACK_FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "WenQuanYi Zen Hei",
-    "Microsoft YaHei",
-    "PingFang SC",
-    "Hiragino Sans",
-    "Malgun Gothic",
-    "Noto Sans Devanagari",
-    "Noto Sans Thai",
-    "Arial Unicode MS",
-)
 
 
 def plot_learning_curves(
@@ -58,14 +41,14 @@ def plot_learning_curves(
     """Draw losses, validation scores and learning rate by epoch, with the best epoch marked.
 
     Args:
-        rows: one per epoch, with ``epoch``, ``train_loss``, ``val_loss``, ``val_accuracy``,
-            ``val_macro_f1``, ``val_balanced_accuracy`` and ``lr``; a number that is missing,
-            ``None`` or not finite leaves a gap.
+        rows: one per epoch, with ``epoch``, ``train_loss``, ``val_loss``, ``lr`` and any of the
+            training's metrics as ``val_<name>``; a number that is missing, ``None`` or not finite
+            leaves a gap.
         path: the PNG file to write or to replace, whole or not at all; its folder exists.
         monitor: the key that chose the best epoch.
         best_epoch: its ``epoch``; nothing is marked if no row has it.
     """
-    with _style():
+    with drawing_style():
         figure = Figure(figsize=(15, 4.8), layout="constrained")
         loss, score, rate = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
         _draw_series(loss, rows, _LOSSES)
@@ -85,7 +68,7 @@ def plot_learning_curves(
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(loc="best")
         figure.suptitle(_curves_title(rows, monitor, best_epoch))
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def plot_confusion_matrix(
@@ -112,7 +95,7 @@ def plot_confusion_matrix(
         )
     support = counts.sum(axis=1, keepdims=True)
     shares = np.ma.masked_invalid(np.where(support > 0, counts / np.maximum(support, 1), np.nan))
-    with _style():
+    with drawing_style():
         side = _cell_inches(num_classes) * num_classes
         figure = Figure(figsize=(side, side))
         axes = figure.add_axes((0, 0, 1, 1))
@@ -128,32 +111,45 @@ def plot_confusion_matrix(
         if num_classes <= _MAX_CLASSES_WITH_COUNTS:
             _write_counts(axes, counts, shares)
         axes.set_title(_matrix_title(counts), pad=12)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
-@contextmanager
-def _style() -> Iterator[None]:
-    """Set our fonts and lines for one picture, whatever the user's matplotlibrc says."""
-    installed = set(font_manager.get_font_names())
-    style: Any = {
-        "font.family": ["DejaVu Sans", *(font for font in _FALLBACK_FONTS if font in installed)],
-        "font.size": 12,
-        "axes.titlesize": 14,
-        "axes.titleweight": "bold",
-        "axes.labelsize": 12,
-        "figure.titlesize": 14,
-        "lines.linewidth": 2,
-        "lines.markersize": 6,
-        "text.usetex": False,
-        # Else "$" in a class name starts a formula.
-        "text.parse_math": False,
-    }
-    with mpl.rc_context(style), warnings.catch_warnings():
-        # A class name in a script that no font here has is drawn as boxes; that is no failure.
-        warnings.filterwarnings(
-            "ignore", message=r"Glyph \d+ .* missing from", category=UserWarning
+def plot_labels(rows: Sequence[ClassMetrics], path: Path) -> None:
+    """Draw how well each of several labels is found, the best on top: average precision and F1.
+
+    Beyond 100 labels, only the 100 worst are drawn, for there is the work to do.
+
+    Args:
+        rows: one per label; what is undefined leaves a gap.
+        path: the PNG file to write or to replace, whole or not at all; its folder exists.
+    """
+    worst_first = sorted(rows, key=lambda row: (row.average_precision or 0.0, row.f1 or 0.0))
+    shown = worst_first[:_MAX_LABELLED_CLASSES]
+    heights = range(len(shown))
+    with drawing_style():
+        figure = Figure(figsize=(10, 1.9 + 0.34 * len(shown)), layout="constrained")
+        axes = figure.subplots()
+        axes.hlines(heights, 0, 1, color="#E5E5E5", linewidth=0.8)
+        for values, label, colour, marker in (
+            ([row.average_precision for row in shown], "average precision", _BLUE, "o"),
+            ([row.f1 for row in shown], "F1", _ORANGE, "s"),
+        ):
+            numbers = [math.nan if value is None else value for value in values]
+            axes.plot(numbers, heights, marker, color=colour, label=label, clip_on=False, zorder=3)
+        names = [f"{shorten(row.name)} ({row.support:,})" for row in shown]
+        axes.set_yticks(heights, names)
+        axes.set(xlim=(0, 1), ylim=(-0.6, len(shown) - 0.4))
+        axes.xaxis.set_major_formatter(PercentFormatter(xmax=1))
+        axes.grid(axis="x", color="#E5E5E5", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0)
+        left_out = (
+            f", {len(rows) - len(shown)} better ones left out" if shown != worst_first else ""
         )
-        yield
+        axes.set_title(f"How well each label is found{left_out}\nin brackets: images that show it")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        save_figure(figure, path)
 
 
 def _draw_series(
@@ -205,7 +201,7 @@ def _label_classes(axes: Axes, class_names: Sequence[str]) -> None:
     num_classes = len(class_names)
     step = math.ceil(num_classes / _MAX_LABELLED_CLASSES)
     ticks = list(range(0, num_classes, step))
-    names = [_shorten(class_names[tick]) for tick in ticks]
+    names = [shorten(class_names[tick]) for tick in ticks]
     size = 13 if num_classes <= 12 else 11 if num_classes <= 50 else 8
     axes.set_yticks(ticks, names, fontsize=size)
     # A letter of 13 points is about 0.11 inches wide.
@@ -226,16 +222,6 @@ def _label_classes(axes: Axes, class_names: Sequence[str]) -> None:
         axes.set_yticks(edges, minor=True)
         axes.grid(which="minor", color="white", linewidth=1)
         axes.tick_params(which="minor", length=0)
-
-
-def _shorten(name: str) -> str:
-    # Line breaks would break the layout, and lone surrogates (names that are not UTF-8) the font.
-    line = re.sub(r"\s+", " ", name).encode("utf-8", "backslashreplace").decode()
-    if len(line) <= _MAX_NAME_LENGTH:
-        return line
-    # Both ends are kept, because names often differ in their last word only.
-    tail = _MAX_NAME_LENGTH // 2 - 1
-    return f"{line[: _MAX_NAME_LENGTH - tail - 1]}…{line[-tail:]}"
 
 
 def _write_counts(
@@ -266,11 +252,3 @@ def _matrix_title(counts: npt.NDArray[np.int64]) -> str:
     if not counts.any(axis=1).all():
         title += "\ngrey row: no image of that class"
     return title
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
-        # "tight" lets the picture grow around labels of any length.
-        figure.savefig(
-            temporary, format="png", dpi=130, facecolor="white", bbox_inches="tight", pad_inches=0.2
-        )

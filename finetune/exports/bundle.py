@@ -5,18 +5,16 @@ weights are safetensors, checked by their SHA-256; only known architectures are 
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,64 +22,23 @@ from torch import Tensor
 from finetune.data.decode import decode_image, image_to_rgb
 from finetune.data.preprocess import Preprocess
 from finetune.errors import DataError, FinetuneError, ImageError, ModelError
+from finetune.exports.description import (
+    FORMAT_VERSION,
+    JSON_NAME,
+    Backbone,
+    Description,
+    Head,
+    read_description,
+)
+from finetune.models.answers import SEPARATOR, Task, read_answers, to_probabilities
 from finetune.models.backbones import create_backbone, describe_backbone
 from finetune.models.classifier import Classifier
 from finetune.models.heads import create_head
 from finetune.run import replacing, write_json
 
-JSON_NAME = "model.json"
 WEIGHTS_NAME = "model.safetensors"
-FORMAT_VERSION = 1
 
 ImageLike = str | os.PathLike[str] | npt.NDArray[np.uint8] | PIL.Image.Image | Tensor
-
-
-class _Plain(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Backbone(_Plain):
-    """A backbone by name, and the image size it was built for."""
-
-    name: str
-    image_size_px: int = Field(ge=1)
-
-
-class Head(_Plain):
-    """A head by name, with its arguments."""
-
-    name: Literal["linear", "mlp", "cosine"]
-    arguments: dict[str, float | int]
-
-
-class Description(_Plain):
-    """What ``model.json`` holds.
-
-    Attributes:
-        format_version: of this description; a newer one is refused.
-        task: what the probabilities mean.
-        class_names: in the order of the outputs.
-        backbone: which, and for which size.
-        head: which, with its arguments.
-        preprocessing: the settings of `finetune.data.preprocess.Preprocess`.
-        max_megapixels: larger images are refused.
-        weights_sha256: of the file of weights.
-        metrics: of this model, by split.
-        versions: of the libraries it was trained with.
-        command: how it was trained.
-    """
-
-    format_version: Literal[1]
-    task: Literal["single_label"]
-    class_names: list[str] = Field(min_length=2)
-    backbone: Backbone
-    head: Head
-    preprocessing: dict[str, Any]
-    max_megapixels: float = Field(gt=0)
-    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    metrics: dict[str, Any]
-    versions: dict[str, str]
-    command: str
 
 
 @dataclass(frozen=True)
@@ -89,14 +46,20 @@ class Probabilities:
     """One image's answer.
 
     Attributes:
-        label: the most probable class.
-        probability: its probability.
-        probabilities: of every class, by name; they add up to 1.
+        labels: the classes given: the most probable one with ``multiclass``; with ``multilabel``
+            all with a probability of at least 0.5, in class order, perhaps none.
+        probability: that these are right and no others; see `finetune.models.answers`.
+        probabilities: of every class, by name; with ``multiclass`` they add up to 1.
     """
 
-    label: str
+    labels: tuple[str, ...]
     probability: float
     probabilities: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        """The labels as one text, joined by ``|``; empty where none is given."""
+        return SEPARATOR.join(self.labels)
 
 
 class Model:
@@ -128,7 +91,7 @@ class Model:
         """Give ``[B, C]``, float32, for resized images ``[B, 3, S, S]`` in 0..255."""
         images = self.preprocess.normalise(resized).to(self.device)
         logits = self.classifier(images.contiguous(memory_format=torch.channels_last))
-        return torch.softmax(logits.float(), dim=1).cpu()
+        return to_probabilities(logits, self.description.task).cpu()
 
     def predict(self, images: Sequence[ImageLike], *, batch_size: int = 32) -> list[Probabilities]:
         """Label images, each decoded and resized as in validation.
@@ -145,11 +108,10 @@ class Model:
         answers: list[Probabilities] = []
         for start in range(0, len(images), batch_size):
             batch = [self._resized(image) for image in images[start : start + batch_size]]
-            for row in self.probabilities(torch.cat(batch)):
-                values = [float(value) for value in row]
-                best = max(range(len(values)), key=values.__getitem__)
-                named = dict(zip(self.class_names, values, strict=True))
-                answers.append(Probabilities(self.class_names[best], values[best], named))
+            numbers = self.probabilities(torch.cat(batch))
+            for answer in read_answers(numbers, self.class_names, self.description.task):
+                named = dict(zip(self.class_names, answer.probabilities, strict=True))
+                answers.append(Probabilities(answer.labels, answer.probability, named))
         return answers
 
     def _resized(self, image: ImageLike) -> Tensor:
@@ -165,6 +127,7 @@ def save_bundle(
     head_name: str,
     head_arguments: Mapping[str, float | int],
     class_names: Sequence[str],
+    task: Task,
     max_megapixels: float,
     versions: Mapping[str, str],
     command: str,
@@ -179,6 +142,7 @@ def save_bundle(
         head_name: as `finetune.models.heads.create_head` takes it.
         head_arguments: of that head, by name.
         class_names: in the order of the outputs.
+        task: what the outputs mean.
         max_megapixels: larger images are refused.
         versions: of libraries, by name.
         command: how the model was trained.
@@ -194,7 +158,7 @@ def save_bundle(
     info = describe_backbone(classifier.backbone)
     description = Description(
         format_version=FORMAT_VERSION,
-        task="single_label",
+        task=task,
         class_names=list(class_names),
         backbone=Backbone(name=backbone_name, image_size_px=info.image_size_px),
         head=Head.model_validate({"name": head_name, "arguments": dict(head_arguments)}),
@@ -210,7 +174,7 @@ def save_bundle(
 
 def add_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Write the metrics of a saved bundle, by split, into its ``model.json``."""
-    description = _read_description(folder / JSON_NAME)
+    description = read_description(folder / JSON_NAME)
     write_json(
         folder / JSON_NAME, description.model_copy(update={"metrics": dict(metrics)}).model_dump()
     )
@@ -227,7 +191,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         raise ModelError(
             f"{folder} holds no {JSON_NAME}; expected a run directory whose training has ended."
         )
-    description = _read_description(folder / JSON_NAME)
+    description = read_description(folder / JSON_NAME)
     weights = folder / WEIGHTS_NAME
     if not weights.is_file():
         raise ModelError(f"{weights} is missing; {JSON_NAME} is of no use without it.")
@@ -265,25 +229,6 @@ def sha256_of(path: Path) -> str:
     """Hash a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_description(path: Path) -> Description:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from None
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise ModelError(
-            f"{path} has format version {version}; this finetune reads up to {FORMAT_VERSION}. "
-            "Install a newer finetune."
-        )
-    try:
-        return Description.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "the whole"
-        raise ModelError(f"{path} is no model description: {key}: {first['msg']}.") from None
 
 
 def _as_tensor(image: ImageLike, max_megapixels: float) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from finetune.data.decode import decode_image
-from finetune.errors import ExportError
+from finetune.errors import DataError, ExportError, ImageError
 from finetune.exports.bundle import Model
+from finetune.models.answers import decide
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,14 @@ class Parity:
 
     Attributes:
         images: how many were compared.
-        same_top1: on how many both name the same class.
+        same_labels: on how many both give the same class, or the same labels.
         largest_difference: of any probability, in [0, 1].
         tolerance: what is allowed.
         worst_image: where the largest difference is.
     """
 
     images: int
-    same_top1: int
+    same_labels: int
     largest_difference: float
     tolerance: float
     worst_image: str
@@ -53,13 +54,18 @@ def compare(
         tolerance: largest allowed difference of a probability.
 
     Raises:
+        DataError: an image cannot be read any more.
         ExportError: they differ by more than the tolerance (the message names the image with the
             largest difference), or the exported file gives no probabilities at all.
     """
+    task = model.description.task
     differences: list[float] = []
     same = 0
     for path in paths:
-        image = decode_image(path, max_megapixels=model.description.max_megapixels)
+        try:
+            image = decode_image(path, max_megapixels=model.description.max_megapixels)
+        except ImageError as error:
+            raise DataError(f"{path}: {error}.") from None
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         ours = model.probabilities(model.preprocess.resize(pixels))
         theirs = _answer(exported, pixels.unsqueeze(0), path)
@@ -69,7 +75,7 @@ def compare(
                 f"shape {list(theirs.shape)}, expected {list(ours.shape)}."
             )
         differences.append(float((theirs - ours).abs().max()))
-        same += int(theirs.argmax() == ours.argmax())
+        same += int(torch.equal(decide(theirs, task), decide(ours, task)))
     worst = int(np.argmax(differences))
     parity = Parity(len(paths), same, differences[worst], tolerance, paths[worst].name)
     if not differences[worst] <= tolerance:  # also when it is NaN

@@ -1,4 +1,4 @@
-"""TorchScript: one file that needs torch alone, with preprocessing and softmax inside.
+"""TorchScript: one file that needs torch alone: raw images in, probabilities out.
 
 torch deprecates TorchScript but still ships it, and C++ and mobile programs read nothing else;
 every call of ``torch.jit`` is in this module.
@@ -18,9 +18,9 @@ from torch.jit.frontend import FrontendError
 from finetune.data.preprocess import Preprocess
 from finetune.errors import ExportError
 from finetune.exports.bundle import Model
+from finetune.exports.description import JSON_NAME
+from finetune.models.answers import Task
 from finetune.models.classifier import Classifier
-
-DESCRIPTION_NAME = "model.json"
 
 
 class Deployed(nn.Module):
@@ -29,12 +29,14 @@ class Deployed(nn.Module):
     Args:
         preprocess: resize, crop, normalise.
         classifier: the network, scripted or traced.
+        task: what its logits mean.
     """
 
-    def __init__(self, preprocess: Preprocess, classifier: nn.Module) -> None:
+    def __init__(self, preprocess: Preprocess, classifier: nn.Module, task: Task) -> None:
         super().__init__()
         self.preprocess = preprocess
         self.classifier = classifier
+        self.is_multilabel = task == "multilabel"
 
     def forward(self, images: Tensor) -> Tensor:
         """Give probabilities ``[B, C]``.
@@ -43,7 +45,8 @@ class Deployed(nn.Module):
             images: uint8 RGB ``[B, 3, H, W]`` or ``[3, H, W]`` of any size.
         """
         logits: Tensor = self.classifier(self.preprocess(images))
-        return torch.softmax(logits, dim=1)
+        # Not `to_probabilities`: torch cannot script its type of `task`.
+        return torch.sigmoid(logits) if self.is_multilabel else torch.softmax(logits, dim=1)
 
 
 def save_torchscript(model: Model, path: Path) -> None:
@@ -59,9 +62,10 @@ def save_torchscript(model: Model, path: Path) -> None:
     size = model.preprocess.image_size_px
     with _no_deprecation_warnings():
         scripted = _script_or_trace(classifier, size)
-        deployed = torch.jit.script(Deployed(model.preprocess, scripted).eval())
+        task = model.description.task
+        deployed = torch.jit.script(Deployed(model.preprocess, scripted, task).eval())
         description = json.dumps(model.description.model_dump(), allow_nan=False)
-        torch.jit.save(deployed, str(path), _extra_files={DESCRIPTION_NAME: description})
+        torch.jit.save(deployed, str(path), _extra_files={JSON_NAME: description})
     model.classifier.to(model.device)
 
 

@@ -26,6 +26,7 @@ from finetune.models.weights import load_weights
 NANO = "nano"
 HUB_TIMEOUT_SECONDS = 5.0
 DEFAULT_IMAGE_SIZE_PX = 224
+NANO_IMAGE_SIZE_PX = 32
 DEFAULT_CROP_FRACTION = 0.875
 
 _CONVERTER_NAMES = (
@@ -121,6 +122,17 @@ def describe_backbone(backbone: nn.Module) -> BackboneInfo:
     )
 
 
+def pretrained_size_px(name: str) -> int:
+    """Give the side of the images with which a backbone was pretrained, without building it.
+
+    Raises:
+        ModelError: the name is unknown.
+    """
+    if name == NANO:
+        return NANO_IMAGE_SIZE_PX
+    return int(_find_cfg(name).input_size[-1])
+
+
 def _triple(values: tuple[float, ...]) -> tuple[float, float, float]:
     red, green, blue = values
     return float(red), float(green), float(blue)
@@ -151,7 +163,7 @@ def _create_nano(*, pretrained: bool) -> ResNet:
     cast(Any, backbone).maxpool = nn.Identity()
     cast(Any, backbone).pretrained_cfg = {
         "architecture": NANO,
-        "input_size": (3, 32, 32),
+        "input_size": (3, NANO_IMAGE_SIZE_PX, NANO_IMAGE_SIZE_PX),
         "interpolation": "bilinear",
         "crop_pct": 1.0,
         "mean": IMAGENET_DEFAULT_MEAN,

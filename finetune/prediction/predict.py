@@ -15,6 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from finetune.data.decode import decode_image
 from finetune.errors import ConfigError, FinetuneError, ImageError
+from finetune.models.answers import SEPARATOR, Answer, Task, read_answers
+
+NOT_FINITE = "the model answered with NaN or infinity"
+"""The one error of a prediction that is not the file's fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +27,9 @@ class Prediction:
 
     Attributes:
         path: the file, as given.
-        label: the most probable class; ``None`` with an error.
-        probability: that class's probability in [0, 1]; ``None`` with an error.
+        label: the most probable class; with ``multilabel``, the labels given, joined by ``|``,
+            empty where there are none; ``None`` with an error.
+        probability: of this answer, in [0, 1]; ``None`` with an error.
         probabilities: ``C`` numbers in the order of the class names; empty with an error.
         error: why there is no prediction, in one line without the path; else ``None``.
     """
@@ -65,6 +70,7 @@ def predict_images(
     model: Callable[[Tensor], Tensor],
     preprocess_resize: Callable[[Tensor], Tensor],
     class_names: Sequence[str],
+    task: Task,
     batch_size: int,
     workers: int,
     max_megapixels: float = 200,
@@ -83,6 +89,7 @@ def predict_images(
         preprocess_resize: uint8 ``[3, H, W]`` to float ``[1, 3, S, S]`` in 0..255; runs in the
             workers, so it must be picklable where processes are spawned (macOS, Windows).
         class_names: ``C`` names in the order of the model's outputs.
+        task: what the probabilities mean.
         batch_size: files per batch, >= 1.
         workers: processes that decode and resize, each with one torch thread; 0 does so in this
             process.
@@ -104,15 +111,18 @@ def predict_images(
         num_workers=workers,
         collate_fn=_collate,
     )
-    return _predict(loader, model, tuple(class_names))
+    return _predict(loader, model, tuple(class_names), task)
 
 
 def _predict(
-    loader: DataLoader[_Loaded], model: Callable[[Tensor], Tensor], class_names: tuple[str, ...]
+    loader: DataLoader[_Loaded],
+    model: Callable[[Tensor], Tensor],
+    class_names: tuple[str, ...],
+    task: Task,
 ) -> Iterator[Prediction]:
     try:
         for loaded in loader:
-            yield from _predict_batch(loaded, model, class_names)
+            yield from _predict_batch(loaded, model, class_names, task)
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
             raise
@@ -124,36 +134,41 @@ def _predict(
 
 
 def _predict_batch(
-    loaded: _Loaded, model: Callable[[Tensor], Tensor], class_names: tuple[str, ...]
+    loaded: _Loaded,
+    model: Callable[[Tensor], Tensor],
+    class_names: tuple[str, ...],
+    task: Task,
 ) -> Iterator[Prediction]:
-    rows: Iterator[list[float]] = iter(())
+    answers: Iterator[Answer | None] = iter(())
     if loaded.images is not None:
         with torch.inference_mode():
-            rows = iter(_probability_rows(model(loaded.images), len(loaded.images), class_names))
+            answers = iter(_answers(model(loaded.images), len(loaded.images), class_names, task))
     for path, error in zip(loaded.paths, loaded.errors, strict=True):
         if error is not None:
             yield Prediction(path, None, None, (), error)
             continue
-        row = next(rows)
-        if not row:
-            yield Prediction(path, None, None, (), "the model answered with NaN or infinity")
+        answer = next(answers)
+        if answer is None:
+            yield Prediction(path, None, None, (), NOT_FINITE)
             continue
-        best = max(range(len(row)), key=row.__getitem__)
-        yield Prediction(path, class_names[best], row[best], tuple(row))
+        label = SEPARATOR.join(answer.labels)
+        yield Prediction(path, label, answer.probability, answer.probabilities)
 
 
-def _probability_rows(answer: Tensor, count: int, class_names: Sequence[str]) -> list[list[float]]:
-    """Check the model's answer and give a row of floats per image, empty if not finite."""
-    if answer.shape != (count, len(class_names)):
+def _answers(
+    numbers: Tensor, count: int, class_names: Sequence[str], task: Task
+) -> list[Answer | None]:
+    """Check the model's probabilities and read them, image by image; None if not finite."""
+    if numbers.shape != (count, len(class_names)):
         raise ValueError(
-            f"model: got an answer of shape {list(answer.shape)}, "
+            f"model: got an answer of shape {list(numbers.shape)}, "
             f"expected [{count}, {len(class_names)}] (images, classes)."
         )
-    answer = answer.detach().cpu().double()
-    is_finite = answer.isfinite().all(1)
-    if ((answer[is_finite] < 0) | (answer[is_finite] > 1.01)).any():
+    is_finite = numbers.isfinite().all(1)
+    if ((numbers[is_finite] < 0) | (numbers[is_finite] > 1.01)).any():
         raise ValueError("model: got numbers outside 0..1, expected probabilities, not logits.")
-    return [row if ok else [] for row, ok in zip(answer.tolist(), is_finite.tolist(), strict=True)]
+    answers = read_answers(numbers, class_names, task)
+    return [answer if ok else None for answer, ok in zip(answers, is_finite.tolist(), strict=True)]
 
 
 def _batched(paths: Iterable[Path], batch_size: int) -> Iterator[list[Path]]:

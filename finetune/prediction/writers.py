@@ -1,8 +1,9 @@
 r"""Predictions as CSV, JSON Lines or Parquet, written as they come and seen only when whole.
 
 Columns: ``path``, ``label``, ``probability``, one ``p_<class>`` per class, ``error``. JSON Lines
-has one object ``probabilities`` instead of the columns per class. A file without a prediction
-has an ``error`` and nothing else but its path.
+has one object ``probabilities`` instead of the columns per class. Several labels of one image
+stand in ``label`` joined by ``|``. A file without a prediction has an ``error`` and nothing else
+but its path.
 
 Text: every file is valid UTF-8. A byte of a file name that is not UTF-8 is written as ``\xNN``
 and a lone surrogate of another origin as ``\uNNNN``; other backslashes stay as they are.

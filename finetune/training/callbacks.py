@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from finetune.run import replacing
 
-COLUMNS = {
-    "epoch": "epoch",
-    "train_loss": "train loss",
-    "val_loss": "val loss",
-    "val_accuracy": "accuracy",
-    "val_balanced_accuracy": "balanced",
-    "val_macro_f1": "macro F1",
-    "lr": "rate",
+HEADINGS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced",
+    "macro_f1": "macro F1",
+    "auroc": "AUROC",
+    "sensitivity": "sens.",
+    "specificity": "spec.",
+    "mean_average_precision": "mAP",
 }
-"""Keys of ``metrics.csv`` and their headings on the terminal."""
+"""Metrics of validation and their headings on the terminal."""
+_WIDTHS = {"epoch": 7, "lr": 8}
 
 
 class EpochTable(Callback):
@@ -28,13 +30,23 @@ class EpochTable(Callback):
 
     Args:
         path: the CSV file; rows of an interrupted run are kept when it goes on.
+        metrics: names of the metrics of validation, a column ``val_<name>`` each.
         monitor: the metric that decides which epoch is best.
         mode: ``max`` or ``min``.
         console: where the rows are printed.
     """
 
-    def __init__(self, path: Path, *, monitor: str, mode: str, console: Console) -> None:
+    def __init__(
+        self, path: Path, *, metrics: Sequence[str], monitor: str, mode: str, console: Console
+    ) -> None:
         self.path = path
+        self.headings = {
+            "epoch": "epoch",
+            "train_loss": "train loss",
+            "val_loss": "val loss",
+            **{f"val_{name}": HEADINGS[name] for name in metrics},
+            "lr": "rate",
+        }
         self.monitor = monitor
         self.mode = mode
         self.console = console
@@ -53,8 +65,12 @@ class EpochTable(Callback):
     def best_epoch(self) -> int:
         """The epoch, from 1, with the best monitored value, the first of equals."""
         sign = 1 if self.mode == "max" else -1
-        best = max(self.rows, key=lambda row: sign * row.get(self.monitor, -sign * math.inf))
-        return int(best["epoch"])
+
+        def goodness(row: dict[str, float]) -> float:
+            value = sign * row.get(self.monitor, math.nan)
+            return -math.inf if math.isnan(value) else value
+
+        return int(max(self.rows, key=goodness)["epoch"])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the row of this epoch."""
@@ -62,22 +78,21 @@ class EpochTable(Callback):
         values = {key: float(value) for key, value in trainer.callback_metrics.items()}
         rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
         row = {"epoch": trainer.current_epoch + 1.0, "lr": max(rates), **values}
-        self.rows.append({key: row[key] for key in COLUMNS if key in row})
+        self.rows.append({key: row[key] for key in self.headings if key in row})
         if trainer.is_global_zero:
-            write_rows(self.path, self.rows)
+            write_rows(self.path, self.rows, columns=self.headings)
             self._print(trainer.max_epochs or 1)
 
     def _print(self, epochs: int) -> None:
         row = self.rows[-1]
+        widths = {key: max(len(head), _WIDTHS.get(key, 6)) for key, head in self.headings.items()}
         if not self._has_headings:
             self._has_headings = True
-            self.console.print(
-                "[bold]  " + "  ".join(f"{head:>{_width(head)}}" for head in COLUMNS.values())
-            )
-        cells = [f"{row['epoch']:.0f}/{epochs}"]
-        cells += [_cell(key, row.get(key, math.nan)) for key in list(COLUMNS)[1:]]
-        widths = [_width(head) for head in COLUMNS.values()]
-        text = "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+            heads = (f"{head:>{widths[key]}}" for key, head in self.headings.items())
+            self.console.print("[bold]  " + "  ".join(heads))
+        cells = {key: _cell(key, row.get(key, math.nan)) for key in self.headings}
+        cells["epoch"] = f"{row['epoch']:.0f}/{epochs}"
+        text = "  ".join(f"{cell:>{widths[key]}}" for key, cell in cells.items())
         best = row["epoch"] == self.best_epoch
         self.console.print(f"{'*' if best else ' '} {text}", style="bold" if best else "")
 
@@ -151,19 +166,15 @@ class StepProgress(Callback):
         self.progress.stop()
 
 
-def write_rows(path: Path, rows: list[dict[str, float]]) -> None:
-    """Write ``metrics.csv`` whole or not at all."""
+def write_rows(path: Path, rows: list[dict[str, float]], *, columns: Iterable[str]) -> None:
+    """Write ``metrics.csv`` whole or not at all; what is missing is empty, undefined is ``nan``."""
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(COLUMNS), restval="")
+        writer = csv.DictWriter(file, fieldnames=list(columns), restval="")
         writer.writeheader()
         writer.writerows({**row, "epoch": int(row["epoch"])} for row in rows)
 
 
-def _width(head: str) -> int:
-    return max(len(head), 8)
-
-
 def _cell(key: str, value: float) -> str:
     if math.isnan(value):
-        return "-"
+        return "–"
     return f"{value:.2e}" if key == "lr" else f"{value:.4f}"

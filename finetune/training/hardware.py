@@ -129,5 +129,10 @@ def choose_workers(workers: int | Literal["auto"], *, processes: int = 1) -> int
     """
     if workers != "auto":
         return workers
+    return max(1, min(8, count_cores() // processes))
+
+
+def count_cores() -> int:
+    """Count the cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(8, (cores or 1) // processes))
+    return cores or 1

@@ -3,17 +3,19 @@
 Shapes: ``B`` images, ``S`` pixels a side, ``C`` classes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
-from finetune.data.datamodule import sample_seed
+from finetune.data.batches import sample_seed
 from finetune.errors import TrainingError
+from finetune.models.answers import Task, as_hot, to_probabilities
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import (
     FreezePolicy,
@@ -22,9 +24,12 @@ from finetune.models.freezing import (
     open_stages,
     set_frozen,
 )
+from finetune.training.losses import image_losses
+from finetune.training.mixing import Mix
 
 Batch = tuple[Tensor, Tensor]
-"""Images ``[B, 3, S, S]`` in 0..255 (uint8 or float) and labels ``[B]``."""
+"""Images ``[B, 3, S, S]`` in 0..255 (uint8 or float) and targets: classes ``[B]`` int64, or with
+``multilabel`` multi-hot ``[B, C]`` float32."""
 
 
 class FineTuning(LightningModule):
@@ -33,11 +38,15 @@ class FineTuning(LightningModule):
     Args:
         classifier: the network; images normalised, logits out.
         normalise: ``[B, 3, S, S]`` in 0..255 to the network's input.
-        loss: logits ``[B, C]`` and labels ``[B]`` to a scalar.
-        metrics: of probabilities ``[B, C]`` and labels ``[B]``; logged as ``val_<name>``.
+        task: what logits and targets mean.
+        class_names: in the order of the logits.
+        loss: logits ``[B, C]`` and targets, or shares ``[B, C]``, to a scalar.
+        mix: of a training batch; None leaves it as it is.
+        metrics: of probabilities ``[B, C]`` and targets; logged as ``val_<name>``.
+        monitor: the logged metric that chooses the best checkpoint.
         freeze_policy: which stages of the backbone learn, and when.
         epochs_per_stage: for the policy ``gradual``.
-        seed: of dropout and its like.
+        seed: of dropout and its like, and of mixing.
         create_optimizers: the groups of parameters by part (stages from input to output, then
             ``head``), the number of optimizer steps and of epochs to what Lightning expects.
     """
@@ -47,8 +56,12 @@ class FineTuning(LightningModule):
         classifier: Classifier,
         *,
         normalise: Callable[[Tensor], Tensor],
+        task: Task,
+        class_names: Sequence[str],
         loss: nn.Module,
+        mix: Mix | None,
         metrics: MetricCollection,
+        monitor: str,
         freeze_policy: FreezePolicy,
         epochs_per_stage: int,
         seed: int,
@@ -60,11 +73,16 @@ class FineTuning(LightningModule):
         # Convolutions are faster so, and most of all in bfloat16.
         self.classifier = classifier.to(memory_format=torch.channels_last)
         self.normalise = normalise
+        self.task: Task = task
+        self.class_names = tuple(class_names)
         self.loss = loss
+        self.mix = mix
+        self.monitor = monitor
         self.val_metrics = metrics.clone(prefix="val_")
         # By default it leaves NaN out of the mean, and nobody would see it. Disabled, it ignores
         # weights as well (torchmetrics 1.9), so it takes one loss per image.
         self.val_loss = MeanMetric(nan_strategy="disable")
+        self._support = torch.zeros(0)
         self.stages = backbone_stages(classifier.backbone)
         self.freeze_policy: FreezePolicy = freeze_policy
         self.epochs_per_stage = epochs_per_stage
@@ -122,11 +140,14 @@ class FineTuning(LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return the loss of one batch."""
-        del batch_index
-        images, labels = batch
-        loss = cast(Tensor, self.loss(self(images), labels))
+        images, targets = batch
+        if self.mix is not None:
+            # Not torch's generator: dropout shall not depend on what is mixed.
+            key = [self.seed, self.current_epoch, batch_index, self.global_rank]
+            images, targets = self.mix(images, targets, np.random.default_rng(key))
+        loss = cast(Tensor, self.loss(self(images), targets))
         self.log(
-            "train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True
+            "train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True
         )
         return loss
 
@@ -134,8 +155,8 @@ class FineTuning(LightningModule):
         """Stop where going on would only save numbers that are none.
 
         Raises:
-            TrainingError: the mean loss of the epoch is not finite. That of validation also shows
-                weights that broke in the last step.
+            TrainingError: the mean loss of the epoch is not finite (that of validation also shows
+                weights that broke in the last step), or the monitored metric is undefined.
         """
         for name, label in (("train_loss", "training"), ("val_loss", "validation")):
             mean = self.trainer.callback_metrics.get(name)
@@ -145,9 +166,15 @@ class FineTuning(LightningModule):
                     "last finite checkpoint is kept. Try a smaller optimizer.lr, or "
                     "trainer.precision=32."
                 )
+        monitored = self.trainer.callback_metrics.get(self.monitor)
+        if monitored is not None and torch.isnan(monitored):
+            counted = self._support.clone()  # made in inference mode, where nothing else may write
+            support = cast(Tensor, self.trainer.strategy.reduce(counted, reduce_op="sum"))
+            raise TrainingError(why_undefined(self.monitor, support.tolist(), self.class_names))
 
     def on_validation_start(self) -> None:
         """Give every process the BatchNorm statistics that the checkpoint will hold."""
+        self._support = torch.zeros(len(self.class_names), device=self.device)
         if self.trainer.world_size > 1:
             for buffer in self.classifier.buffers():
                 torch.distributed.broadcast(buffer, src=0)
@@ -155,10 +182,11 @@ class FineTuning(LightningModule):
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Count one batch into the metrics of the epoch."""
         del batch_index
-        images, labels = batch
+        images, targets = batch
         logits = self(images).float()
-        self.val_loss.update(nn.functional.cross_entropy(logits, labels, reduction="none"))
-        self.val_metrics.update(logits.softmax(dim=1), labels)
+        self.val_loss.update(image_losses(logits, targets, self.task))
+        self.val_metrics.update(to_probabilities(logits, self.task), targets)
+        self._support += as_hot(targets, len(self.class_names)).sum(0)
 
     def on_validation_epoch_end(self) -> None:
         """Log what the whole validation set says, each image counted once."""
@@ -175,3 +203,24 @@ class FineTuning(LightningModule):
 
     def _freeze(self) -> None:
         set_frozen(self.classifier.backbone, self.stages, self.num_frozen)
+
+
+def why_undefined(monitor: str, support: Sequence[float], class_names: Sequence[str]) -> str:
+    """Say which classes validation lacks, so that a metric has no value.
+
+    Args:
+        monitor: the metric, as logged.
+        support: validation images of each class.
+        class_names: in the same order.
+    """
+    absent = [name for name, count in zip(class_names, support, strict=True) if not count]
+    if absent:
+        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        reason = f"no validation image shows {', '.join(absent[:5])}{more}"
+    else:
+        reason = "every validation image shows the same labels"
+    name = monitor.removeprefix("val_")
+    return (
+        f"dataset.monitor: {name} is undefined, since {reason}. Give validation images of each "
+        "class, or choose another metric, such as dataset.monitor=loss."
+    )

@@ -1,6 +1,4 @@
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
-from torch import Tensor, multiprocessing
+from torch import Tensor
 
 from finetune.errors import DataError, FinetuneError
-from finetune.evaluation.metrics import Metrics, classification_metrics, training_metrics
+from finetune.evaluation.metrics import Metrics, classification_metrics
+from finetune.evaluation.scores import (
+    class_aurocs,
+    class_average_precisions,
+    count,
+    describe_classes,
+)
 
 Case = tuple[Tensor, Tensor]
 
@@ -76,22 +80,16 @@ def test_counts_and_scores_equal_scikit_learn(case: Case) -> None:
 
 @relaxed
 @given(cases())
-def test_per_class_scores_equal_scikit_learn_and_none_where_undefined(case: Case) -> None:
-    probabilities, labels = case[0].numpy(), case[1].numpy()
-    predicted = probabilities.argmax(1)
-    for index, row in enumerate(measure(case).per_class):
-        is_true, is_predicted = labels == index, predicted == index
-        assert (row.support, row.predicted) == (is_true.sum(), is_predicted.sum())
-        assert (row.precision is None) == (not is_predicted.any())
-        assert (row.recall is None) == (row.f1 is None) == (not is_true.any())
-        assert (row.auroc is None) == (is_true.all() or not is_true.any())
-        if row.precision is not None:
-            assert same(row.precision, sk.precision_score(is_true, is_predicted, zero_division=0))
-        if row.recall is not None and row.f1 is not None:
-            assert same(row.recall, sk.recall_score(is_true, is_predicted))
-            assert same(row.f1, sk.f1_score(is_true, is_predicted, zero_division=0))
-        if row.auroc is not None:
-            assert same(row.auroc, sk.roc_auc_score(is_true, probabilities[:, index]))
+def test_classes_are_described_one_against_the_rest(case: Case) -> None:
+    probabilities, labels = case
+    is_true = torch.nn.functional.one_hot(labels, probabilities.shape[1]).bool()
+    is_given = torch.nn.functional.one_hot(probabilities.argmax(1), probabilities.shape[1]).bool()
+    assert measure(case).per_class == describe_classes(
+        names(probabilities),
+        count(is_given, is_true),
+        class_aurocs(probabilities, is_true),
+        class_average_precisions(probabilities, is_true),
+    )
 
 
 @relaxed
@@ -105,6 +103,18 @@ def test_auroc_is_macro_over_what_is_defined(case: Case) -> None:
         assert ours.auroc is None
     else:
         assert ours.auroc == pytest.approx(np.mean(defined))
+
+
+@relaxed
+@given(cases())
+def test_mean_average_precision_is_macro_over_what_is_defined(case: Case) -> None:
+    ours = measure(case)
+    rows = ours.per_class
+    defined = [row.average_precision for row in rows if row.average_precision is not None]
+    if defined:
+        assert ours.mean_average_precision == pytest.approx(np.mean(defined))
+    else:
+        assert ours.mean_average_precision is None
 
 
 @relaxed
@@ -212,73 +222,3 @@ def test_arguments_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         classification_metrics(torch.tensor(probabilities), torch.tensor(labels), class_names)
-
-
-@relaxed
-@given(cases(), st.integers(1, 7))
-def test_training_metrics_by_batch_equal_those_of_the_whole(case: Case, batch_size: int) -> None:
-    probabilities, labels = case
-    collection = training_metrics(probabilities.shape[1])
-    for start in range(0, len(labels), batch_size):
-        stop = start + batch_size
-        collection.update(probabilities[start:stop], labels[start:stop])
-    ours = measure(case)
-    expected = {
-        "accuracy": ours.accuracy,
-        "balanced_accuracy": ours.balanced_accuracy,
-        "macro_f1": ours.macro_f1,
-    }
-    got = {name: value.item() for name, value in collection.compute().items()}
-    assert got == pytest.approx(expected, abs=1e-6)
-
-
-def test_training_metrics_start_anew_after_reset_and_take_a_prefix() -> None:
-    collection = training_metrics(3).clone(prefix="val_")
-    collection.update(torch.eye(3), torch.tensor([1, 2, 0]))
-    collection.reset()
-    collection.update(torch.eye(3), torch.tensor([0, 1, 2]))
-    assert {name: value.item() for name, value in collection.compute().items()} == {
-        "val_accuracy": 1,
-        "val_balanced_accuracy": 1,
-        "val_macro_f1": 1,
-    }
-
-
-def test_training_metrics_count_each_batch_once() -> None:
-    collection = training_metrics(3)
-    for _ in range(2):
-        collection.update(torch.eye(3), torch.arange(3))
-    assert len(collection.compute_groups) == 1
-
-
-def _count_in_process(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
-    collection = training_metrics(3)
-    # Only the first process sees class 0, only the second sees class 1; class 2 is absent.
-    collection.update(
-        torch.eye(3)[[0, 0, 1]] if rank == 0 else torch.eye(3)[[1, 2]],
-        torch.full((3 - rank,), rank),
-    )
-    values = {name: value.item() for name, value in collection.compute().items()}
-    Path(folder, f"{rank}.json").write_text(json.dumps(values))
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the test's processes are forked")
-def test_training_metrics_sum_over_processes(tmp_path: Path) -> None:
-    multiprocessing.start_processes(
-        _count_in_process, (str(tmp_path),), nprocs=2, start_method="fork"
-    )
-    labels, predicted = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 0, 1, 1, 2])
-    ours = classification_metrics(torch.eye(3)[predicted], labels, ["a", "b", "c"])
-    for rank in (0, 1):
-        values = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert values == pytest.approx(
-            {
-                "accuracy": ours.accuracy,
-                "balanced_accuracy": ours.balanced_accuracy,
-                "macro_f1": ours.macro_f1,
-            }
-        )

@@ -2,15 +2,18 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
-from finetune.evaluation.plots import plot_confusion_matrix, plot_learning_curves
+from finetune.config import MetricName
+from finetune.evaluation import plots
+from finetune.evaluation.plots import plot_confusion_matrix, plot_labels, plot_learning_curves
+from finetune.evaluation.scores import ClassMetrics
 
 Row = dict[str, float | None]
 
@@ -90,6 +93,44 @@ def test_the_best_epoch_is_marked_once_it_is_known(tmp_path: Path) -> None:
     assert count_pixels(with_mark, GREY) > count_pixels(without, GREY) + 500
 
 
+def test_every_metric_of_the_config_has_its_curve(tmp_path: Path) -> None:
+    rows: list[Row] = [
+        {"epoch": epoch, f"val_{name}": epoch * place / 20}
+        for epoch in (1, 2)
+        for place, name in enumerate(get_args(MetricName), start=1)
+    ]
+    plot_learning_curves(rows, tmp_path / "c.png", monitor="val_loss", best_epoch=9)
+    image = pixels(tmp_path / "c.png")
+    assert {f"val_{name}" for name in get_args(MetricName)} == set(plots._SCORES)
+    colours = {colour for _, colour, _ in plots._SCORES.values()}
+    assert len(colours) == len(plots._SCORES)
+    for colour in colours:
+        red, green, blue = (int(255 * part) for part in mpl.colors.to_rgb(colour))
+        assert count_pixels(image, (red, green, blue)) > 100, colour
+
+
+def label(name: str, f1: float | None, precision: float | None, support: int = 9) -> ClassMetrics:
+    return ClassMetrics(name, support, 9, 0.5, 0.5, f1, 0.5, precision)
+
+
+def test_labels_show_both_scores_where_they_are_defined(tmp_path: Path) -> None:
+    plot_labels([label("a", 0.3, 0.4), label("b", 0.6, 0.8)], tmp_path / "both.png")
+    both = pixels(tmp_path / "both.png")
+    plot_labels([label("a", None, 0.4), label("b", None, None, 0)], tmp_path / "one.png")
+    one = pixels(tmp_path / "one.png")
+    assert count_pixels(both, BLUE) > count_pixels(one, BLUE) > 50
+    assert count_pixels(both, ORANGE) > count_pixels(one, ORANGE) > 50  # in the legend at least
+
+
+@pytest.mark.parametrize("count", [1, 20, 300])
+def test_labels_of_any_number_stay_a_picture_of_sane_size(tmp_path: Path, count: int) -> None:
+    rows = [label(f"a long name of label number {i} $\\frac{{$", 0.5, 0.5) for i in range(count)]
+    plot_labels(rows, tmp_path / "l.png")
+    height, width, _ = pixels(tmp_path / "l.png").shape
+    assert 200 < height < 5500
+    assert 800 < width < 2000
+
+
 def test_matrix_colours_the_share_of_the_true_class(tmp_path: Path) -> None:
     deepest = tuple(int(255 * part) for part in mpl.colormaps["Blues"](1.0)[:3])
     path = tmp_path / "m.png"
@@ -143,32 +184,6 @@ def test_a_matrix_that_is_not_square_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected \[2, 2\]"):
         plot_confusion_matrix([[1, 2]], ["a", "b"], tmp_path / "m.png")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_failed_picture_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "m.png"
-    path.write_bytes(b"old")
-
-    def fail(self: Figure, file: Path, **_: object) -> None:
-        Path(file).write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Figure, "savefig", fail)
-    with pytest.raises(OSError, match="disk full"):
-        plot_confusion_matrix([[1, 0], [0, 1]], ["a", "b"], path)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_settings_of_the_process_stay_and_do_not_matter(tmp_path: Path) -> None:
-    with mpl.rc_context({"text.usetex": True, "figure.dpi": 37}):
-        before = dict(mpl.rcParams)
-        plot_confusion_matrix([[1, 0], [0, 1]], ["a", "b"], tmp_path / "one.png")
-        assert dict(mpl.rcParams) == before
-    plot_confusion_matrix([[1, 0], [0, 1]], ["a", "b"], tmp_path / "two.png")
-    assert np.array_equal(pixels(tmp_path / "one.png"), pixels(tmp_path / "two.png"))
 
 
 def test_no_figure_is_registered_with_pyplot(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def make_bundle(
         *,
         resize_mode: str = "crop",
         image_size_px: int = 32,
+        task: str = "multiclass",
     ) -> tuple[Path, Classifier, Preprocess]:
         body = create_backbone(backbone, image_size_px=image_size_px)
         info = describe_backbone(body)
@@ -62,6 +63,7 @@ def make_bundle(
             head_name=head,
             head_arguments=HEADS[head],
             class_names=CLASS_NAMES,
+            task=task,
             max_megapixels=1,
             versions={"torch": torch.__version__},
             command="finetune train",

@@ -32,6 +32,7 @@ def predict(paths: list[Path], **changes: object) -> list[Prediction]:
         "model": colour_model,
         "preprocess_resize": resize,
         "class_names": CLASSES,
+        "task": "multiclass",
         "batch_size": 4,
         "workers": 0,
     }
@@ -60,6 +61,19 @@ def test_every_file_gets_its_prediction_in_order(images: list[Path]) -> None:
         assert prediction.error is None
         assert prediction.probability == max(prediction.probabilities)
         assert sum(prediction.probabilities) == pytest.approx(1)
+
+
+def test_several_labels_are_joined_and_none_is_an_answer_too(images: list[Path]) -> None:
+    def model(batch: Tensor) -> Tensor:
+        return torch.tensor([[0.9, 0.1, 0.5], [0.1, 0.2, 0.3]])
+
+    both, none = predict(images[:2], model=model, task="multilabel")
+    assert both.label == "red|blue"
+    assert both.probability == pytest.approx(0.9 * 0.9 * 0.5)
+    assert both.probabilities == pytest.approx((0.9, 0.1, 0.5))
+    assert none.label == ""
+    assert none.error is None
+    assert none.probability == pytest.approx(0.9 * 0.8 * 0.7)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 11, 64])
@@ -138,6 +152,7 @@ def test_endless_paths_are_read_as_needed(images: list[Path], workers: int) -> N
         model=colour_model,
         preprocess_resize=resize,
         class_names=CLASSES,
+        task="multiclass",
         batch_size=4,
         workers=workers,
     )
@@ -153,6 +168,7 @@ def test_workers_end_with_the_iterator(images: list[Path]) -> None:
         model=colour_model,
         preprocess_resize=resize,
         class_names=CLASSES,
+        task="multiclass",
         batch_size=1,
         workers=1,
     )
@@ -202,8 +218,15 @@ def test_gradients_are_off_for_the_model_only(images: list[Path]) -> None:
         seen.append(torch.is_grad_enabled())
         return colour_model(batch)
 
-    arguments = {"preprocess_resize": resize, "class_names": CLASSES, "batch_size": 4, "workers": 0}
-    for _ in predict_images(images, model=model, **arguments):  # type: ignore[arg-type]
+    for _ in predict_images(
+        images,
+        model=model,
+        preprocess_resize=resize,
+        class_names=CLASSES,
+        task="multiclass",
+        batch_size=4,
+        workers=0,
+    ):
         assert torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
     assert seen == [False, False, False]
@@ -248,6 +271,7 @@ def test_wrong_numbers_are_refused_at_once(wrong: dict[str, int]) -> None:
             model=colour_model,
             preprocess_resize=resize,
             class_names=CLASSES,
+            task="multiclass",
             batch_size=arguments["batch_size"],
             workers=arguments["workers"],
         )

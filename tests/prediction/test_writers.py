@@ -52,6 +52,21 @@ def test_csv_is_what_the_documentation_says(tmp_path: Path) -> None:
     )
 
 
+def test_several_labels_and_none_are_written_with_their_numbers(tmp_path: Path) -> None:
+    both = Prediction(Path("in/a.jpg"), "ant|bee", 0.625, (0.75, 0.875))
+    none = Prediction(Path("in/b.jpg"), "", 0.75, (0.125, 0.125))
+    for suffix in FORMATS:
+        write(tmp_path / f"p.{suffix}", [both, none])
+    assert (tmp_path / "p.csv").read_bytes().decode().splitlines()[1:] == [
+        '"in/a.jpg","ant|bee",0.625,0.75,0.875,""',
+        '"in/b.jpg","",0.75,0.125,0.125,""',
+    ]
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [row["label"] for row in rows] == ["ant|bee", ""]
+    assert rows[1]["probabilities"] == {"ant": 0.125, "bee": 0.125}
+    assert pq.read_table(tmp_path / "p.parquet").column("label").to_pylist() == ["ant|bee", ""]
+
+
 def test_jsonl_is_what_the_documentation_says(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", [GOOD, BAD])
     rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]

@@ -11,10 +11,11 @@ from lightning.pytorch import Callback, Trainer
 from rich.console import Console
 
 from finetune.data.augment import Augmentation
-from finetune.data.datamodule import Augmented, ImageDataModule, LabelledImages, Resized
+from finetune.data.datamodule import ImageDataModule
 from finetune.data.discover import discover_folder
+from finetune.data.labelled_images import Augmented, LabelledImages, Resized, make_targets
 from finetune.data.preprocess import Preprocess
-from finetune.evaluation.metrics import training_metrics
+from finetune.evaluation.epoch import training_metrics
 from finetune.models.backbones import create_backbone
 from finetune.models.classifier import Classifier
 from finetune.models.heads import create_head
@@ -27,6 +28,7 @@ from finetune.training.trainer import create_trainer
 
 SIZE_PX = 32
 CPU = Hardware("cpu", 1, 1, "auto", "32-true", {})
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 TRANSFORMS = [
     {"name": "RandomResizedCrop", "size": ["image_size_px", "image_size_px"]},
     {"name": "HorizontalFlip", "p": 0.5},
@@ -46,6 +48,10 @@ def make_module() -> Callable[..., FineTuning]:
         lr: float = 0.05,
         weight_decay: float = 0.01,
         seed: int = 0,
+        task: Any = "multiclass",
+        mix: Any = None,
+        metrics: Any = METRICS,
+        monitor: str = "val_accuracy",
     ) -> FineTuning:
         torch.manual_seed(seed)
         body = create_backbone(backbone)
@@ -73,8 +79,12 @@ def make_module() -> Callable[..., FineTuning]:
         return FineTuning(
             Classifier(body, head),
             normalise=make_preprocess().normalise,
-            loss=create_loss("cross_entropy", label_smoothing=0.0),
-            metrics=training_metrics(num_classes),
+            task=task,
+            class_names=[f"class {index}" for index in range(num_classes)],
+            loss=create_loss("cross_entropy", task=task, label_smoothing=0.0),
+            mix=mix,
+            metrics=training_metrics(num_classes, task=task, names=metrics),
+            monitor=monitor,
             freeze_policy=policy,
             epochs_per_stage=epochs_per_stage,
             seed=7,
@@ -95,12 +105,14 @@ def make_data(stripes: Path) -> Callable[..., ImageDataModule]:
     train = [*folder.samples[:6], *folder.samples[40:46]]
     val = [*folder.samples[20:24], *folder.samples[60:63]]
 
-    def make(*, batch_size: int = 4, workers: int = 0, seed: int = 0) -> ImageDataModule:
+    def make(
+        *, batch_size: int = 4, workers: int = 0, seed: int = 0, task: str = "multiclass"
+    ) -> ImageDataModule:
         def images(samples: Any, transform: Any) -> LabelledImages:
             return LabelledImages(
                 folder.root,
                 samples,
-                folder.class_names,
+                make_targets(samples, folder.class_names, is_multilabel=task == "multilabel"),
                 transform=transform,
                 seed=seed,
                 max_megapixels=1,
@@ -135,7 +147,11 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
         run = tmp_path / folder
         run.mkdir(exist_ok=True)
         table = EpochTable(
-            run / "metrics.csv", monitor=monitor, mode=mode, console=Console(file=io.StringIO())
+            run / "metrics.csv",
+            metrics=METRICS,
+            monitor=monitor,
+            mode=mode,
+            console=Console(file=io.StringIO()),
         )
         return create_trainer(
             hardware,

@@ -1,6 +1,8 @@
 import csv
 import io
+from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -8,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from finetune.training.callbacks import COLUMNS, EpochTable, StepProgress, write_rows
+from finetune.config import MetricName
+from finetune.training.callbacks import HEADINGS, EpochTable, StepProgress, write_rows
+
+METRICS = ("accuracy", "macro_f1")
 
 
 def end_epoch(table, *, epoch, is_main=True, epochs=9, lr=(0.1, 0.01), **metrics):
@@ -22,9 +27,11 @@ def end_epoch(table, *, epoch, is_main=True, epochs=9, lr=(0.1, 0.01), **metrics
     table.on_train_epoch_end(trainer, None)
 
 
-def make_table(path, *, monitor="val_accuracy", mode="max"):
+def make_table(path, *, metrics=METRICS, monitor="val_accuracy", mode="max"):
     console = Console(file=io.StringIO(), width=200)
-    return EpochTable(path / "metrics.csv", monitor=monitor, mode=mode, console=console)
+    return EpochTable(
+        path / "metrics.csv", metrics=metrics, monitor=monitor, mode=mode, console=console
+    )
 
 
 def read(path):
@@ -41,7 +48,8 @@ def test_each_epoch_adds_a_row_to_the_file(tmp_path):
     assert [row["val_accuracy"] for row in rows] == ["0.5", "0.75"]
     assert rows[0]["lr"] == "0.1"  # that of the fastest group
     assert rows[0]["val_macro_f1"] == ""
-    assert list(rows[0]) == list(COLUMNS)
+    columns = ["epoch", "train_loss", "val_loss", "val_accuracy", "val_macro_f1", "lr"]
+    assert list(rows[0]) == columns
     assert list(tmp_path.iterdir()) == [tmp_path / "metrics.csv"]
 
 
@@ -60,8 +68,8 @@ def test_the_terminal_shows_the_same_and_marks_the_best(tmp_path):
     heading, first, second = table.console.file.getvalue().splitlines()
     assert heading.split()[:2] == ["epoch", "train"]
     assert heading.endswith("  rate")
-    assert first.split()[:4] == ["*", "1/9", "1.5000", "-"]
-    assert second.split()[:3] == ["2/9", "-", "-"]
+    assert first.split()[:4] == ["*", "1/9", "1.5000", "–"]
+    assert second.split()[:3] == ["2/9", "–", "–"]
     assert first.split()[-1] == "1.00e-01"
     assert len(heading) == len(first) == len(second)
 
@@ -70,10 +78,38 @@ def test_the_terminal_shows_the_same_and_marks_the_best(tmp_path):
     st.lists(st.integers(0, 5).map(lambda n: n / 5), min_size=1), st.sampled_from(["max", "min"])
 )
 def test_the_first_of_equally_good_epochs_is_the_best(values, mode):
-    table = EpochTable(None, monitor="val_loss", mode=mode, console=Console(quiet=True))
+    table = make_table(Path(), monitor="val_loss", mode=mode)
     table.rows = [{"epoch": index + 1.0, "val_loss": value} for index, value in enumerate(values)]
     best = max(values) if mode == "max" else min(values)
     assert table.best_epoch == values.index(best) + 1
+
+
+def test_every_metric_of_the_config_has_its_column(tmp_path):
+    metrics = get_args(MetricName)
+    assert set(HEADINGS) == set(metrics)
+    table = make_table(tmp_path, metrics=metrics)
+    end_epoch(table, epoch=0, val_auroc=0.75, val_sensitivity=0.5)
+    heading, row = table.console.file.getvalue().splitlines()
+    assert "AUROC" in heading
+    assert "sens." in heading
+    assert len(heading) == len(row)
+    assert read(tmp_path / "metrics.csv")[0]["val_sensitivity"] == "0.5"
+
+
+def test_four_metrics_fit_into_80_columns(tmp_path):
+    metrics = ("auroc", "sensitivity", "specificity", "balanced_accuracy")
+    table = make_table(tmp_path, metrics=metrics)
+    end_epoch(table, epoch=98, epochs=100, train_loss=10.5, val_auroc=1.0)
+    assert all(len(line) <= 80 for line in table.console.file.getvalue().splitlines())
+
+
+def test_an_undefined_metric_is_a_dash_and_never_the_best(tmp_path):
+    table = make_table(tmp_path)
+    end_epoch(table, epoch=0, val_accuracy=float("nan"))
+    end_epoch(table, epoch=1, val_accuracy=0.0)
+    assert table.best_epoch == 2
+    assert table.console.file.getvalue().splitlines()[1].split()[1:5] == ["1/9", "–", "–", "–"]
+    assert read(tmp_path / "metrics.csv")[0]["val_accuracy"] == "nan"
 
 
 def test_the_rows_travel_in_the_checkpoint(tmp_path):
@@ -91,10 +127,10 @@ def test_the_rows_travel_in_the_checkpoint(tmp_path):
 
 def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path):
     path = tmp_path / "metrics.csv"
-    write_rows(path, [{"epoch": 1.0, "lr": 0.1}])
+    write_rows(path, [{"epoch": 1.0, "lr": 0.1}], columns=["epoch", "lr"])
     before = path.read_bytes()
     with pytest.raises(ValueError, match="not in fieldnames"):
-        write_rows(path, [{"epoch": 1.0, "unknown": 0.1}])
+        write_rows(path, [{"epoch": 1.0, "unknown": 0.1}], columns=["epoch", "lr"])
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

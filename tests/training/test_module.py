@@ -5,7 +5,10 @@ from torch import nn
 
 from finetune.errors import TrainingError
 from finetune.evaluation.metrics import classification_metrics
+from finetune.evaluation.multilabel import multilabel_metrics
 from finetune.training.checkpoints import load_checkpoint
+from finetune.training.mixing import create_mix
+from finetune.training.module import why_undefined
 from finetune.training.trainer import fit
 
 
@@ -186,3 +189,82 @@ def test_dropout_depends_on_the_seed_and_the_epoch_alone(make_module, make_data,
         return trainer.callback_metrics["train_loss"].item()
 
     assert final_loss(1) == final_loss(2)
+
+
+def test_several_labels_are_learnt_and_measured(make_module, make_data, make_trainer):
+    names = ("accuracy", "macro_f1", "auroc", "mean_average_precision")
+    module = make_module(
+        task="multilabel", metrics=names, monitor="val_mean_average_precision", optimizer="adamw"
+    )
+    data = make_data(task="multilabel")
+    trainer = make_trainer(epochs=2, monitor="val_mean_average_precision")
+    fit(trainer, module, data, resume_from=None)
+    module.eval()
+    images, targets = zip(*(data.val[0, index] for index in range(len(data.val))), strict=True)
+    with torch.inference_mode():
+        logits = module(torch.stack(images))
+    targets = torch.stack(targets)
+    assert targets.shape == logits.shape
+    whole = multilabel_metrics(logits.sigmoid(), targets, ["a", "b"])
+    logged = trainer.callback_metrics
+    assert logged["val_accuracy"].item() == pytest.approx(whole.exact_match)
+    for name in names[1:]:
+        assert logged[f"val_{name}"].item() == pytest.approx(getattr(whole, name), abs=1e-6)
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, targets).item()
+    assert logged["val_loss"].item() == pytest.approx(loss, abs=1e-5)
+
+
+class Seen(nn.Module):
+    """Keep the targets that the loss is given."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+        self.targets = []
+
+    def forward(self, logits, targets):
+        self.targets.append(targets)
+        return self.loss(logits, targets)
+
+
+def test_batches_are_mixed_anew_in_each_step_and_alike_in_each_run(
+    make_module, make_data, make_trainer
+):
+    def targets_of(torch_seed, mix):
+        module = make_module(mix=mix, optimizer="adamw")
+        module.loss = Seen(module.loss)
+        torch.manual_seed(torch_seed)
+        trainer = make_trainer(epochs=2)
+        fit(trainer, module, make_data(), resume_from=None)
+        return module.loss.targets, trainer.callback_metrics["train_loss"].item()
+
+    mix = create_mix(mixup_alpha=0.8, cutmix_alpha=0.8, num_classes=2)
+    (first, first_loss), (second, second_loss) = targets_of(1, mix), targets_of(2, mix)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert first_loss == second_loss
+    assert len(first) == 6
+    assert all(shares.shape == (4, 2) for shares in first)
+    assert len({tuple(shares.flatten().tolist()) for shares in first}) > 3
+    plain, _ = targets_of(1, None)
+    assert all(labels.dtype == torch.int64 for labels in plain)
+
+
+def test_an_undefined_monitor_names_the_class_that_validation_lacks(
+    make_module, make_data, make_trainer, tmp_path
+):
+    data = make_data()
+    data.val.targets[:] = 1
+    module = make_module(metrics=("accuracy", "specificity"), monitor="val_specificity")
+    trainer = make_trainer(epochs=2, monitor="val_specificity")
+    with pytest.raises(TrainingError, match=r"specificity is undefined.*shows class 0"):
+        fit(trainer, module, data, resume_from=None)
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+
+
+def test_the_reason_names_few_classes_or_says_that_all_are_everywhere():
+    names = [f"class {index}" for index in range(9)]
+    message = why_undefined("val_auroc", [0] * 8 + [3], names)
+    assert "auroc is undefined, since no validation image shows class 0, class 1" in message
+    assert "class 4 and 3 more" in message
+    assert "class 5" not in message
+    assert "every validation image" in why_undefined("val_auroc", [3, 3], names[:2])

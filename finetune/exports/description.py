@@ -1,0 +1,85 @@
+"""What ``model.json`` holds: plain values, checked one by one."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from finetune.errors import ModelError
+from finetune.models.answers import Task
+
+JSON_NAME = "model.json"
+FORMAT_VERSION = 1
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Backbone(_Plain):
+    """A backbone by name, and the image size it was built for."""
+
+    name: str
+    image_size_px: int = Field(ge=1)
+
+
+class Head(_Plain):
+    """A head by name, with its arguments."""
+
+    name: Literal["linear", "mlp", "cosine"]
+    arguments: dict[str, float | int]
+
+
+class Description(_Plain):
+    """What ``model.json`` holds.
+
+    Attributes:
+        format_version: of this description; a newer one is refused.
+        task: ``multiclass`` or ``multilabel``: what the probabilities mean.
+        class_names: in the order of the outputs.
+        backbone: which, and for which size.
+        head: which, with its arguments.
+        preprocessing: the settings of `finetune.data.preprocess.Preprocess`.
+        max_megapixels: larger images are refused.
+        weights_sha256: of the file of weights.
+        metrics: of this model, by split.
+        versions: of the libraries it was trained with.
+        command: how it was trained.
+    """
+
+    format_version: Literal[1]
+    task: Task
+    class_names: list[str] = Field(min_length=2)
+    backbone: Backbone
+    head: Head
+    preprocessing: dict[str, Any]
+    max_megapixels: float = Field(gt=0)
+    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    metrics: dict[str, Any]
+    versions: dict[str, str]
+    command: str
+
+
+def read_description(path: Path) -> Description:
+    """Read and check the file.
+
+    Raises:
+        ModelError: it cannot be read, is of a newer format, or holds anything else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from None
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ModelError(
+            f"{path} has format version {version}; this finetune reads up to {FORMAT_VERSION}. "
+            "Install a newer finetune."
+        )
+    try:
+        return Description.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the whole"
+        raise ModelError(f"{path} is no model description: {key}: {first['msg']}.") from None
