@@ -10,6 +10,8 @@ import pytest
 
 import finetune.cli
 from finetune.cli import main
+from finetune.config import FINDINGS
+from finetune.data.auditing.findings import RULES
 from finetune.usage import group_options, groups
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +72,16 @@ def test_the_table_of_groups_is_complete() -> None:
     for group, text in rows.items():
         for option in group_options(group):
             assert f"`{option}`" in text, (group, option)
+
+
+def test_every_finding_is_documented_with_its_severity() -> None:
+    page = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| `(\w+)` \| (error|warning|info) \| (.+) \| (.+) \|$", page, re.MULTILINE
+    )
+    documented = {name: severity for name, severity, _, _ in rows}
+    assert documented == {name: severity for name, (severity, _) in RULES.items()}
+    assert set(documented) == set(FINDINGS)
 
 
 def test_python_blocks_compile() -> None:

@@ -1,27 +1,27 @@
 """From config to components: what a training is made of."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from torch import nn
 
+from finetune.commands.dataset import class_counts
 from finetune.config import TrainConfig
-from finetune.data.augment import Augmentation
-from finetune.data.datamodule import Augmented, ImageDataModule, LabelledImages, Resized
 from finetune.data.discover import ImageFolder
 from finetune.data.preprocess import Preprocess
-from finetune.evaluation.metrics import training_metrics
+from finetune.evaluation.epoch import training_metrics
 from finetune.models.backbones import create_backbone, describe_backbone
 from finetune.models.classifier import Classifier
 from finetune.models.heads import create_head
 from finetune.run import RunDirectory
+from finetune.training.balance import class_weights, log_priors, positive_weights
 from finetune.training.callbacks import EpochTable, StepProgress
-from finetune.training.hardware import Hardware, choose_hardware, choose_workers
+from finetune.training.hardware import Hardware, choose_hardware
 from finetune.training.loggers import create_logger
 from finetune.training.losses import create_loss
+from finetune.training.mixing import create_mix
 from finetune.training.module import FineTuning
 from finetune.training.optim import (
     create_optimizer,
@@ -83,38 +83,15 @@ def build_preprocess(config: TrainConfig, classifier: Classifier) -> Preprocess:
         interpolation=info.interpolation,
         mean=info.mean,
         std=info.std,
-    )
-
-
-def build_data(
-    config: TrainConfig, folder: ImageFolder, preprocess: Preprocess, hardware: Hardware
-) -> ImageDataModule:
-    """Make the loaders of training and validation."""
-
-    def images(split: str, transform: Augmented | Resized) -> LabelledImages:
-        return LabelledImages(
-            folder.root,
-            [sample for sample in folder.samples if sample.split == split],
-            folder.class_names,
-            transform=transform,
-            seed=config.seed,
-            max_megapixels=config.dataset.max_megapixels,
-        )
-
-    augmentation = Augmentation(config.augmentation.transforms, preprocess.image_size_px)
-    return ImageDataModule(
-        images("train", Augmented(augmentation)),
-        images("val", Resized(preprocess)),
-        batch_size=config.trainer.batch_size,
-        workers=choose_workers(config.dataset.workers, processes=hardware.devices),
-        seed=config.seed,
+        color=config.dataset.color,
     )
 
 
 def build_module(
-    config: TrainConfig, classifier: Classifier, preprocess: Preprocess, *, num_classes: int
+    config: TrainConfig, classifier: Classifier, preprocess: Preprocess, folder: ImageFolder
 ) -> FineTuning:
-    """Make the LightningModule."""
+    """Make the LightningModule; ``folder`` holds the images with their splits."""
+    task, num_classes = config.task, len(folder.class_names)
 
     def create_optimizers(
         parts: Mapping[str, list[nn.Parameter]], steps: int, epochs: int
@@ -142,12 +119,37 @@ def build_module(
     return FineTuning(
         classifier,
         normalise=preprocess.normalise,
-        loss=create_loss(config.loss.name, label_smoothing=config.loss.label_smoothing),
-        metrics=training_metrics(num_classes),
+        task=task,
+        class_names=folder.class_names,
+        loss=build_loss(config, folder),
+        mix=create_mix(
+            mixup_alpha=config.augmentation.mixup_alpha,
+            cutmix_alpha=config.augmentation.cutmix_alpha,
+            num_classes=num_classes,
+        ),
+        metrics=training_metrics(num_classes, task=task, names=config.dataset.metrics),
+        monitor=monitor_key(config),
         freeze_policy=config.freeze.policy,
         epochs_per_stage=config.freeze.epochs_per_stage,
         seed=config.seed,
         create_optimizers=create_optimizers,
+    )
+
+
+def build_loss(config: TrainConfig, folder: ImageFolder) -> nn.Module:
+    """Make the loss, balanced by the classes' training images as ``dataset.balance`` says."""
+    counts = list(class_counts(folder, "train").values())
+    num_images = sum(sample.split == "train" for sample in folder.samples)
+    balance, task = config.dataset.balance, config.task
+    weights = (
+        positive_weights(counts, num_images) if task == "multilabel" else class_weights(counts)
+    )
+    return create_loss(
+        config.loss.name,
+        task=task,
+        label_smoothing=config.loss.label_smoothing,
+        class_weights=weights if balance == "loss" else None,
+        log_priors=log_priors(counts) if balance == "logit_adjustment" else None,
     )
 
 
@@ -195,15 +197,10 @@ def build_trainer(
 
 
 def monitor_key(config: TrainConfig) -> str:
-    """Name the logged metric that chooses the best checkpoint."""
+    """Name the logged metric that chooses the best checkpoint; settled, not ``auto``."""
     return f"val_{config.dataset.monitor}"
 
 
 def monitor_mode(config: TrainConfig) -> str:
     """Say which way is better."""
     return "min" if config.dataset.monitor == "loss" else "max"
-
-
-def run_folder_name(config: TrainConfig, root: Path) -> str:
-    """Name the folder of this data set's runs."""
-    return config.dataset.name or root.name or "dataset"

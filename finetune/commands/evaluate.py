@@ -5,29 +5,29 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from finetune.commands.measure import headline, measure, metrics_table
+from finetune.commands.dataset import columns_of_run, list_manifest
+from finetune.commands.measure import AnyMetrics, headline, measure, metrics_table, plot_metrics
 from finetune.config import EvaluateConfig
 from finetune.data.discover import Sample, discover_folder
-from finetune.data.splits import read_split
+from finetune.data.split_file import read_split
 from finetune.errors import DataError, did_you_mean
-from finetune.evaluation.metrics import Metrics
-from finetune.evaluation.plots import plot_confusion_matrix
 from finetune.exports.bundle import Model, load_model
 from finetune.run import RunDirectory, open_run, read_record, write_json
 from finetune.training.hardware import choose_workers
 
 
-def run(config: EvaluateConfig, as_yaml: str) -> Metrics:
+def run(config: EvaluateConfig, as_yaml: str) -> AnyMetrics:
     """Measure a run's model and write the figures beside it.
 
     Raises:
-        FinetuneError: the run, the split or the folder cannot be used.
+        FinetuneError: the run, the split, the folder or the manifest cannot be used.
     """
     del as_yaml
     console = Console()
     directory = open_run(config.run)
     model = load_model(directory.path)
     root, samples, name = _images(config, directory, model)
+    left_out: dict[str, str] = {}
     metrics = measure(
         model,
         root,
@@ -36,13 +36,24 @@ def run(config: EvaluateConfig, as_yaml: str) -> Metrics:
         workers=choose_workers(config.workers),
         table=directory.predictions(name),
         console=console,
+        left_out=left_out,
     )
     output = config.output or directory.path / f"evaluation_{name}.json"
-    write_json(output, {"run": str(directory.path), "data": str(root), **metrics.to_dict()})
+    where = {"run": str(directory.path), "data": str(root), "left_out": left_out}
+    write_json(output, {**where, **metrics.to_dict()})
     picture = output.with_suffix(".png")
-    plot_confusion_matrix(metrics.confusion_matrix, model.class_names, picture)
+    plot_metrics(metrics, picture)
     console.print(metrics_table(metrics, f"{name}, {metrics.n} images"))
     console.print(f"[bold]{escape(name)}: {escape(headline(metrics))}", soft_wrap=True)
+    if left_out:
+        path, reason = next(iter(left_out.items()))
+        console.print(
+            f"Left out, as they cannot be read: {len(left_out)} of {len(samples)}; the first, "
+            f"{path}: {reason}.",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
     console.print(f"Written: {output}, {picture}", markup=False, highlight=False, soft_wrap=True)
     return metrics
 
@@ -51,19 +62,33 @@ def _images(
     config: EvaluateConfig, directory: RunDirectory, model: Model
 ) -> tuple[Path, list[Sample], str]:
     """Return the folder, its labelled images, and a name for the figures."""
-    if config.root is None:
-        samples = [s for s in read_split(directory.split) if s.split == config.split]
+    task = model.description.task
+    if config.root is None and config.manifest is None:
+        rows = read_split(directory.split, label_separator=columns_of_run(directory).separator)
+        samples = [sample for sample in rows if sample.split == config.split]
         if not samples:
             raise DataError(
                 f"split={config.split}: this run has no image there. Choose another split, or "
-                "measure on another folder: root=FOLDER."
+                "measure on other images: root=FOLDER or manifest=FILE."
             )
         return Path(read_record(directory)["data"]), samples, config.split
-    folder = discover_folder(config.root, min_classes=1)
-    unknown = [name for name in folder.class_names if name not in model.class_names]
+    if config.manifest is not None:
+        columns = columns_of_run(directory)
+        folder = list_manifest(config.manifest, config.root, columns, min_classes=1)
+        name = config.manifest.stem
+    elif task == "multilabel" or config.root is None:
+        raise DataError(
+            f"root={config.root}: this model gives several labels to an image, for which a folder "
+            "has one class per image too few; give a table of labels: manifest=FILE."
+        )
+    else:
+        folder = discover_folder(config.root, min_classes=1)
+        name = folder.root.resolve().name
+    unknown = [label for label in folder.class_names if label not in model.class_names]
     if unknown:
         raise DataError(
-            f'{config.root}: the model does not know the class "{unknown[0]}"; it knows '
-            f"{', '.join(model.class_names[:10])}.{did_you_mean(unknown[0], model.class_names)}"
+            f'{config.manifest or config.root}: the model does not know the class "{unknown[0]}"; '
+            f"it knows {', '.join(model.class_names[:10])}."
+            f"{did_you_mean(unknown[0], model.class_names)}"
         )
-    return folder.root, list(folder.samples), folder.root.resolve().name
+    return folder.root, list(folder.samples), name

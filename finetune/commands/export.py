@@ -6,8 +6,9 @@ from typing import assert_never
 
 from rich.console import Console
 
+from finetune.commands.dataset import columns_of_run
 from finetune.config import ExportConfig
-from finetune.data.splits import read_split
+from finetune.data.split_file import read_split
 from finetune.errors import RunError
 from finetune.exports.bundle import Model, load_model
 from finetune.exports.parity import Parity, compare
@@ -31,7 +32,8 @@ def run(config: ExportConfig, as_yaml: str) -> Path:
     directory = open_run(config.run)
     model = load_model(directory.path)
     root = Path(read_record(directory)["data"])
-    paths = [root / s.path for s in read_split(directory.split) if s.split == "val"]
+    samples = read_split(directory.split, label_separator=columns_of_run(directory).separator)
+    paths = [root / sample.path for sample in samples if sample.split == "val"]
     gone = [path for path in paths if not path.is_file()]
     if gone:
         raise RunError(
@@ -72,7 +74,7 @@ def write_torchscript(
         parity = compare(load_torchscript(temporary), model, chosen, tolerance=tolerance)
     write_json(target.with_name(f"{target.name}.check.json"), parity.to_dict())
     console.print(
-        f"{target.name}: same class as the model on {parity.same_top1} of {parity.images} raw "
+        f"{target.name}: same answer as the model on {parity.same_labels} of {parity.images} raw "
         f"validation images, probabilities within {parity.largest_difference:.1e}; "
         f"{target.stat().st_size / 1e6:.1f} MB.",
         markup=False,

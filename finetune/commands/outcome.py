@@ -9,12 +9,11 @@ from rich.markup import escape
 from finetune.commands.components import head_arguments
 from finetune.commands.dataset import paths_of
 from finetune.commands.export import write_torchscript
-from finetune.commands.measure import headline, measure, metrics_table
-from finetune.config import TrainConfig
+from finetune.commands.measure import AnyMetrics, headline, measure, metrics_table, plot_metrics
+from finetune.config import Task, TrainConfig
 from finetune.data.discover import ImageFolder
 from finetune.data.preprocess import Preprocess
-from finetune.evaluation.metrics import Metrics
-from finetune.evaluation.plots import plot_confusion_matrix, plot_learning_curves
+from finetune.evaluation.plots import plot_learning_curves
 from finetune.exports.bundle import add_metrics, load_model, save_bundle
 from finetune.models.classifier import Classifier
 from finetune.run import RunDirectory, command_line, typed, versions, write_json
@@ -36,7 +35,7 @@ class TrainResult:
     """
 
     run: Path
-    metrics: dict[str, Metrics]
+    metrics: dict[str, AnyMetrics]
 
 
 def finish(
@@ -57,6 +56,7 @@ def finish(
     save_bundle(
         directory.path,
         classifier=classifier,
+        task=config.task,
         preprocess=preprocess,
         backbone_name=config.model.backbone,
         head_name=config.head.name,
@@ -68,7 +68,7 @@ def finish(
     )
     model = load_model(directory.path)
     workers = choose_workers(config.dataset.workers)
-    metrics = {}
+    metrics: dict[str, AnyMetrics] = {}
     for split in ("val", "test"):
         samples = [sample for sample in folder.samples if sample.split == split]
         if samples:
@@ -89,7 +89,7 @@ def finish(
         epochs.rows, directory.curves, monitor=epochs.monitor, best_epoch=epochs.best_epoch
     )
     shown = metrics.get("test", metrics["val"])
-    plot_confusion_matrix(shown.confusion_matrix, folder.class_names, directory.confusion_matrix)
+    plot_metrics(shown, directory.picture(config.task))
     write_torchscript(
         load_model(directory.path),
         directory.torchscript,
@@ -101,7 +101,7 @@ def finish(
 
 
 def say_what_is_there(
-    result: TrainResult, directory: RunDirectory, seconds: float, console: Console
+    result: TrainResult, directory: RunDirectory, task: Task, seconds: float, console: Console
 ) -> None:
     """Close with the figures, where everything lies, and the next command."""
     for split, metrics in result.metrics.items():
@@ -112,7 +112,8 @@ def say_what_is_there(
         "",
         f"Done in {seconds:.0f} s. Everything is in {directory.path}:",
         "  model.json, model.safetensors   the model      model.ts   TorchScript",
-        "  metrics.json, metrics.csv       the figures    curves.png, confusion_matrix.png",
+        "  metrics.json, metrics.csv       the figures    curves.png, contact_sheet.png, "
+        f"{directory.picture(task).name}",
         "Next:",
         f"  {typed('predict', run=directory.path, input='IMAGES', output='labels.csv')}",
     ]

@@ -1,12 +1,14 @@
 """The plan: one table, before the first step, of what will happen and why."""
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from finetune.commands.components import learning_rates, monitor_key
+from finetune.commands.components import learning_rates
 from finetune.config import TrainConfig
 from finetune.data.audit import Audit
 from finetune.data.datamodule import ImageDataModule
@@ -19,33 +21,55 @@ from finetune.training.module import FineTuning
 CLASSES_SHOWN = 8
 
 
-def print_plan(
-    config: TrainConfig,
-    folder: ImageFolder,
-    audit: Audit | None,
-    module: FineTuning,
-    data: ImageDataModule,
-    hardware: Hardware,
-    run: RunDirectory,
-    console: Console,
-) -> None:
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a training is made of.
+
+    Attributes:
+        config: settled.
+        folder: images with their splits.
+        audit: None where the run goes on.
+        module: what learns.
+        data: the loaders.
+        hardware: what it runs on.
+        run: where it writes.
+        reasons: what was decided by the counts of the classes.
+    """
+
+    config: TrainConfig
+    folder: ImageFolder
+    audit: Audit | None
+    module: FineTuning
+    data: ImageDataModule
+    hardware: Hardware
+    run: RunDirectory
+    reasons: Mapping[str, str]
+
+
+def print_plan(plan: Plan, console: Console) -> None:
     """Print what the training will do."""
+    config, folder, hardware = plan.config, plan.folder, plan.hardware
     rows = {
-        "data": str(folder.root),
+        "data": str(config.dataset.manifest or folder.root),
         "classes": _classes(folder),
-        "images": _images(config, folder, data),
-        "left out": _left_out(folder, audit),
-        "beware": _warnings(audit),
-        "backbone": _backbone(config, module),
-        "parameters": _parameters(module),
-        "learning rate": _rates(config, module),
-        "steps": _steps(config, data),
+        "images": _images(config, folder, plan.data),
+        "belong together": _groups(folder, plan.audit),
+        "left out": _left_out(folder, plan.audit),
+        "beware": _warnings(plan.audit),
+        "note": "\n".join(plan.audit.notes) if plan.audit else "",
+        "backbone": _backbone(config, plan.module),
+        "parameters": _parameters(plan.module),
+        "learning rate": _rates(config, plan.module),
+        "steps": _steps(config, plan.data),
+        "mixing": _mixing(config),
+        "balance": plan.reasons["balance"],
         "precision": hardware.reasons["precision"],
         "device": f"{hardware.reasons['device']}; {hardware.reasons['strategy']}, "
-        f"{data.workers} workers",
-        "best by": f"{monitor_key(config).removeprefix('val_').replace('_', ' ')} on val",
+        f"{plan.data.workers} workers",
+        "image cache": _cache(config, plan.data),
+        "best by": plan.reasons["monitor"],
         "seed": str(config.seed),
-        "run": str(run.path),
+        "run": str(plan.run.path),
     }
     table = Table(title="Plan", title_justify="left", show_header=False, box=None, padding=(0, 2))
     for name, text in rows.items():
@@ -56,7 +80,7 @@ def print_plan(
 
 
 def _classes(folder: ImageFolder) -> str:
-    counts = Counter(sample.class_name for sample in folder.samples)
+    counts = Counter(name for sample in folder.samples for name in sample.labels)
     shown = [f"{name} ({counts[name]})" for name in folder.class_names[:CLASSES_SHOWN]]
     more = len(folder.class_names) - len(shown)
     return f"{len(folder.class_names)}: {', '.join(shown)}" + (f", {more} more" if more > 0 else "")
@@ -67,6 +91,34 @@ def _images(config: TrainConfig, folder: ImageFolder, data: ImageDataModule) -> 
     parts = ", ".join(f"{split} {counts[split]}" for split in ("train", "val", "test"))
     size = data.train.transform.augmentation.image_size_px  # type: ignore[attr-defined]
     return f"{parts}; {size} px, {config.model.resize_mode}"
+
+
+def _groups(folder: ImageFolder, audit: Audit | None) -> str:
+    """Say what must not be parted by a split; one that was given may, where that is accepted."""
+    groups = Counter(sample.group for sample in folder.samples if sample.group is not None)
+    parts = [f"{len(groups)} groups of {sum(groups.values())} images"] if groups else []
+    for name, sets in (
+        ("exact", audit.duplicates if audit else ()),
+        ("near", audit.near_duplicates if audit else ()),
+    ):
+        if sets:
+            parts.append(f"{len(sets)} sets of {name} copies")
+    return ", ".join(parts)
+
+
+def _mixing(config: TrainConfig) -> str:
+    alphas = {"mixup": config.augmentation.mixup_alpha, "cutmix": config.augmentation.cutmix_alpha}
+    return ", ".join(f"{name} {alpha:g}" for name, alpha in alphas.items() if alpha)
+
+
+def _cache(config: TrainConfig, data: ImageDataModule) -> str:
+    if data.train.cache is None:
+        return ""
+    kept = data.train.cache.describe()
+    return (
+        f"{config.dataset.cache}: {kept.images} training images ({kept.bytes / 1e6:.0f} MB) are "
+        f"there, room for {kept.max_bytes / 1e9:.1f} GB"
+    )
 
 
 def _left_out(folder: ImageFolder, audit: Audit | None) -> str:
@@ -85,7 +137,9 @@ def _warnings(audit: Audit | None) -> str:
     return "\n".join(
         f"{finding.message} {finding.remedy}"
         for finding in findings
-        if finding.severity != "info" and finding.name != "unreadable"
+        if finding.severity != "info"
+        and finding.name not in ("unreadable", "too_large")
+        and not finding.accepted
     )
 
 

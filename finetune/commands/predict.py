@@ -34,6 +34,7 @@ def run(config: PredictConfig, as_yaml: str) -> Path | None:
         model=model.probabilities,
         preprocess_resize=model.preprocess.resize,
         class_names=model.class_names,
+        task=model.description.task,
         batch_size=config.batch_size,
         workers=min(choose_workers(config.workers), -(-len(paths) // config.batch_size)),
         max_megapixels=model.description.max_megapixels,
@@ -41,11 +42,17 @@ def run(config: PredictConfig, as_yaml: str) -> Path | None:
     errors = 0
     with open_writer(config.output, model.class_names) as writer:
         for prediction in track(
-            predictions, "Predicting", total=len(paths), console=console, transient=True
+            predictions,
+            "Predicting",
+            total=len(paths),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
         ):
             writer.write(prediction)
             errors += prediction.error is not None
     where = f" to {config.output}" if config.output else ""
     failed = f", {errors} of them unreadable (see the column `error`)" if errors else ""
-    console.print(f"{len(paths)} rows{where}{failed}.", markup=False, soft_wrap=True)
+    noun = "row" if len(paths) == 1 else "rows"
+    console.print(f"{len(paths)} {noun}{where}{failed}.", markup=False, soft_wrap=True)
     return config.output

@@ -4,8 +4,9 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import rich
@@ -15,22 +16,30 @@ from rich.console import Console
 
 from finetune.commands.components import (
     build_classifier,
-    build_data,
     build_hardware,
     build_module,
     build_preprocess,
     build_trainer,
     monitor_key,
     monitor_mode,
-    run_folder_name,
 )
-from finetune.commands.dataset import audit_images, find_images, split_images
+from finetune.commands.contact_sheet import draw_contact_sheet
+from finetune.commands.dataset import (
+    audit_images,
+    columns_of,
+    data_name,
+    find_images,
+    split_images,
+)
+from finetune.commands.folds import FoldsResult, OpenRun, train_folds
+from finetune.commands.loaders import build_data
 from finetune.commands.outcome import TrainResult, finish, say_what_is_there
-from finetune.commands.plan import print_plan
+from finetune.commands.plan import Plan, print_plan
+from finetune.commands.settle import settle
 from finetune.config import TrainConfig
-from finetune.data.audit import Audit
+from finetune.data.audit import Audit, check_findings
 from finetune.data.discover import ImageFolder
-from finetune.data.splits import read_split, write_split
+from finetune.data.split_file import read_split, write_split
 from finetune.errors import ConfigError, RunError
 from finetune.run import (
     RunDirectory,
@@ -53,8 +62,8 @@ RUN_VARIABLE = "FINETUNE_RUN"
 """Tells the processes that DDP starts on this machine where the run directory is."""
 
 
-def run(config: TrainConfig, as_yaml: str) -> TrainResult | None:
-    """Fine-tune. Whatever can be refused is refused before any weight is loaded.
+def run(config: TrainConfig, as_yaml: str) -> TrainResult | FoldsResult | None:
+    """Fine-tune, once or once for each fold.
 
     Args:
         config: validated settings.
@@ -67,33 +76,58 @@ def run(config: TrainConfig, as_yaml: str) -> TrainResult | None:
         FinetuneError: what is wrong, for the user.
         KeyboardInterrupt: after saying how to go on.
     """
+    if config.dataset.fold == "all":
+        return train_folds(config, as_yaml, train_once)
+    return train_once(config, as_yaml)
+
+
+def train_once(
+    config: TrainConfig, as_yaml: str, open_folds: OpenRun | None = None
+) -> TrainResult | None:
+    """Fine-tune one model. Whatever can be refused is refused before any weight is loaded.
+
+    Args:
+        config: validated settings.
+        as_yaml: the same as composed, for the run directory.
+        open_folds: gives the run of which this is a fold; None for a run of its own.
+    """
     started = time.monotonic()
     is_main = getattr(rank_zero_only, "rank", 0) == 0
     console = rich.get_console() if is_main else Console(quiet=True)
     quiet_lightning()
     hardware = build_hardware(config)
     check_optimizer(config.optimizer.name)
-    folder, audit = _images(config, console, is_main=is_main)
+    folder, audit = _images(config, console, is_main=is_main, looks_ahead=open_folds is not None)
+    config, reasons = settle(config, folder)
     _check_batches(config, folder, hardware)
     _check_resumable(config)
-    if is_main and config.resume is None:
-        check_run(config.runs, run_folder_name(config, folder.root), config.name)
+    is_first = open_folds is None or config.dataset.fold == 0
+    if is_main and config.resume is None and is_first:
+        check_run(config.runs, data_name(config.dataset), config.name)
 
     seed_everything(config.seed, verbose=False)
     classifier = build_classifier(
         config, num_classes=len(folder.class_names), load_weights=config.resume is None
     )
     preprocess = build_preprocess(config, classifier)
-    data = build_data(config, folder, preprocess, hardware)
-    module = build_module(config, classifier, preprocess, num_classes=len(folder.class_names))
-    directory = _run_directory(config, folder, is_main=is_main)
+    data = build_data(config, folder, audit, preprocess, hardware)
+    module = build_module(config, classifier, preprocess, folder)
+    directory = _run_directory(config, open_folds, is_main=is_main)
     if is_main:
         if config.resume is None:
-            _write_inputs(directory, config, as_yaml, folder, audit, hardware)
-        print_plan(config, folder, audit, module, data, hardware, directory, console)
+            decisions = {**hardware.reasons, **reasons}
+            _write_inputs(directory, config, as_yaml, folder, audit, decisions)
+            samples = [sample for sample in folder.samples if sample.split == "train"]
+            draw_contact_sheet(directory.contact_sheet, samples, data.train, preprocess)
+        plan = Plan(config, folder, audit, module, data, hardware, directory, reasons)
+        print_plan(plan, console)
 
     epochs = EpochTable(
-        directory.epochs, monitor=monitor_key(config), mode=monitor_mode(config), console=console
+        directory.epochs,
+        metrics=config.dataset.metrics,
+        monitor=monitor_key(config),
+        mode=monitor_mode(config),
+        console=console,
     )
     trainer = build_trainer(config, hardware, directory, epochs, console)
     resume_from = directory.last_checkpoint if config.resume is not None else None
@@ -102,28 +136,50 @@ def run(config: TrainConfig, as_yaml: str) -> TrainResult | None:
     if not is_main:
         return None
     if not is_finished:
-        _say_how_to_go_on(directory, console)
+        _say_how_to_go_on(directory, open_folds() if open_folds else directory, console)
         raise KeyboardInterrupt
     result = finish(config, folder, directory, classifier, preprocess, epochs, console)
-    say_what_is_there(result, directory, time.monotonic() - started, console)
+    say_what_is_there(result, directory, config.task, time.monotonic() - started, console)
     return result
 
 
 def _images(
-    config: TrainConfig, console: Console, *, is_main: bool
+    config: TrainConfig, console: Console, *, is_main: bool, looks_ahead: bool
 ) -> tuple[ImageFolder, Audit | None]:
-    """Return the images with their splits, and the audit unless the splits are known already."""
+    """Return the images with their splits, and the audit unless nothing asks for it.
+
+    With ``looks_ahead``, what will stop a later fold stops the first one.
+    """
     dataset = config.dataset
-    if config.resume is not None:
-        # The run knows where its images are, also when it goes on from another folder.
-        root = Path(read_record(RunDirectory(config.resume))["data"])
-        dataset = dataset.model_copy(update={"root": root})
-    folder = find_images(dataset)
+    audit_of = partial(audit_images, dataset, cache_folder=config.cache_folder, console=console)
     known = config.resume if config.resume is not None else _parent_run(is_main=is_main)
     if known is not None:
-        return replace(folder, samples=read_split(RunDirectory(known).split)), None
-    audit = audit_images(config.dataset, folder, console=console)
-    return split_images(config.dataset, folder, audit, seed=config.seed), audit
+        folder = _images_of_run(RunDirectory(known), columns_of(dataset, config.task).separator)
+        return folder, None if dataset.cache == "none" else audit_of(folder)
+    folder = find_images(dataset, config.task)
+    audit = audit_of(folder)
+    check_findings(audit)
+    divide = partial(split_images, folder=folder, audit=audit, task=config.task, seed=config.seed)
+    for fold in range(1, dataset.folds or 0) if looks_ahead and dataset.fold == 0 else ():
+        settle(config, divide(dataset.model_copy(update={"fold": fold})))
+    return divide(dataset), audit
+
+
+def _images_of_run(run: RunDirectory, separator: str | None) -> ImageFolder:
+    """Return the images that a run began with, whatever has come to their folder since.
+
+    Raises:
+        RunError: some are not there any more.
+    """
+    record = read_record(run)
+    root, rows = Path(record["data"]), read_split(run.split, label_separator=separator)
+    gone = [row.path for row in rows if not (root / row.path).is_file()]
+    if gone:
+        raise RunError(
+            f"resume: {len(gone)} of the {len(rows)} images that the run began with are gone from "
+            f"{root}; the first: `{gone[0]}`. Put them back, or start anew."
+        )
+    return ImageFolder(root, tuple(record["class_names"]), tuple(rows), ())
 
 
 def _parent_run(*, is_main: bool) -> Path | None:
@@ -183,12 +239,18 @@ def _check_resumable(config: TrainConfig) -> None:
     load_checkpoint(last)
 
 
-def _run_directory(config: TrainConfig, folder: ImageFolder, *, is_main: bool) -> RunDirectory:
+def _run_directory(
+    config: TrainConfig, open_folds: OpenRun | None, *, is_main: bool
+) -> RunDirectory:
+    if open_folds is not None:
+        directory = open_folds().fold(int(config.dataset.fold))
+        directory.checkpoints.mkdir(parents=True, exist_ok=True)
+        return directory
     if config.resume is not None:
         return RunDirectory(config.resume.resolve())
     if not is_main:  # only the main process writes
         return RunDirectory(_parent_run(is_main=False) or config.runs)
-    return create_run(config.runs, run_folder_name(config, folder.root), config.name)
+    return create_run(config.runs, data_name(config.dataset), config.name)
 
 
 def _write_inputs(
@@ -197,11 +259,12 @@ def _write_inputs(
     as_yaml: str,
     folder: ImageFolder,
     audit: Audit | None,
-    hardware: Hardware,
+    decisions: dict[str, str],
 ) -> None:
     """Write what is needed to run again, before the first step."""
     write_text(directory.config, as_yaml)
-    write_split(directory.split, folder.samples)
+    columns = columns_of(config.dataset, config.task)
+    write_split(directory.split, folder.samples, label_separator=columns.separator or "|")
     if audit is not None:
         write_json(directory.audit, audit.to_dict())
     record = {
@@ -210,17 +273,18 @@ def _write_inputs(
         "seed": config.seed,
         "data": str(folder.root),
         "class_names": list(folder.class_names),
-        "hardware": hardware.reasons,
+        "columns": asdict(columns),
+        "decisions": decisions,
         "versions": versions(),
     }
     write_json(directory.record, record)
 
 
-def _say_how_to_go_on(directory: RunDirectory, console: Console) -> None:
-    if directory.last_checkpoint.is_file():
+def _say_how_to_go_on(directory: RunDirectory, whole: RunDirectory, console: Console) -> None:
+    if directory.last_checkpoint.is_file() or whole is not directory:
         console.print(
             f"\nStopped. The last finished epoch is kept. Go on with:\n"
-            f"  {typed('train', resume=directory.path)}",
+            f"  {typed('train', resume=whole.path)}",
             markup=False,
             soft_wrap=True,
         )

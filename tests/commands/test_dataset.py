@@ -4,25 +4,31 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
 from finetune.commands.dataset import audit_images, find_images, paths_of, split_images
 from finetune.config import DatasetConfig
+from finetune.data.discover import ImageFolder
+from finetune.data.split_file import write_split
 from finetune.errors import ConfigError, DataError
+from finetune.usage import CONF
 
 
 def config(root: Path | None, **values: object) -> DatasetConfig:
-    settings = {
-        "source": "folder", "name": None, "root": root, "val_fraction": 0.25, "test_fraction": 0.0,
-        "monitor": "accuracy", "max_megapixels": 200, "workers": 0, **values,
-    }  # fmt: skip
+    defaults = yaml.safe_load((CONF / "dataset" / "_base.yaml").read_text(encoding="utf-8"))
+    settings = {**defaults, "root": root, "val_fraction": 0.25, "workers": 0, **values}
     return DatasetConfig.model_validate(settings)
 
 
+def divided_folder(settings: DatasetConfig, seed: int = 0) -> ImageFolder:
+    folder = find_images(settings, "multiclass")
+    audit = audit_images(settings, folder, cache_folder=None, console=Console(quiet=True))
+    return split_images(settings, folder, audit, task="multiclass", seed=seed)
+
+
 def divide(settings: DatasetConfig, seed: int = 0) -> dict[str, list[str]]:
-    folder = find_images(settings)
-    audit = audit_images(settings, folder, console=Console(quiet=True))
-    divided = split_images(settings, folder, audit, seed=seed)
+    divided = divided_folder(settings, seed)
     return {
         split: [path.relative_to(divided.root).as_posix() for path in paths_of(divided, split)]
         for split in ("train", "val", "test")
@@ -70,7 +76,7 @@ def test_a_test_split_stays_and_validation_comes_from_training(
 
 def test_without_a_root_the_message_names_the_key() -> None:
     with pytest.raises(ConfigError, match=r"dataset\.root=PATH"):
-        find_images(config(None))
+        find_images(config(None), "multiclass")
 
 
 def test_a_class_without_a_readable_image_is_an_error(stripes: Path, tmp_path: Path) -> None:
@@ -80,3 +86,46 @@ def test_a_class_without_a_readable_image_is_an_error(stripes: Path, tmp_path: P
     (root / "broken" / "a.png").write_bytes(b"")
     with pytest.raises(DataError, match='"broken" has no readable image'):
         divide(config(root))
+
+
+def test_a_group_is_on_one_side_for_any_seed(stripes: Path) -> None:
+    settings = config(stripes, group_pattern=r"/(\d\d)\d\.png")
+    for seed in range(3):
+        folder = divided_folder(settings, seed)
+        sides: dict[str | None, set[str | None]] = {}
+        for sample in folder.samples:
+            sides.setdefault(sample.group, set()).add(sample.split)
+        assert len(sides) == 4
+        assert all(len(splits) == 1 for splits in sides.values())
+
+
+def test_folds_cover_every_image_once(stripes: Path) -> None:
+    seen: list[str] = []
+    for fold in range(4):
+        parts = divide(config(stripes, folds=4, fold=fold))
+        assert len(parts["val"]) == 20
+        assert not set(parts["val"]) & set(parts["train"])
+        seen += parts["val"]
+    assert len(seen) == len(set(seen)) == 80
+
+
+def test_a_split_file_is_followed_and_what_it_lacks_is_named(stripes: Path, tmp_path: Path) -> None:
+    first = divided_folder(config(stripes, val_fraction=0.5), seed=3)
+    file = tmp_path / "split.csv"
+    write_split(file, first.samples[1:])
+    again = divided_folder(config(stripes, split_file=file))
+    assert again.samples == first.samples[1:]
+    assert [(item.path, item.reason) for item in again.skipped] == [
+        (first.samples[0].path, "not in the split file")
+    ]
+
+
+def test_a_public_set_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
+    missing = config(tmp_path / "medical", download="pneumonia_mnist")
+    with pytest.raises(DataError, match="finetune data dataset=medical"):
+        find_images(missing, "multiclass")
+
+
+def test_several_labels_need_a_manifest(stripes: Path) -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.manifest=labels\.csv"):
+        find_images(config(stripes), "multilabel")

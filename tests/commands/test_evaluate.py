@@ -75,3 +75,28 @@ def test_an_unfinished_run_says_so(run: Path, capsys: pytest.CaptureFixture[str]
     (run / "model.json").unlink()
     assert main(["evaluate", f"run={run}"]) == 2
     assert "training has ended" in capsys.readouterr().err
+
+
+def test_an_image_that_cannot_be_read_is_left_out_and_named(
+    run: Path, stripes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "other"
+    shutil.copytree(stripes, root)
+    (root / "lying" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    output = tmp_path / "figures.json"
+    assert main(["evaluate", f"run={run}", f"root={root}", f"output={output}"]) == 0
+    figures = json.loads(output.read_text())
+    assert list(figures["left_out"]) == ["lying/broken.png"]
+    assert figures["n"] == 80
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Left out, as they cannot be read: 1 of 81; the first, lying/broken.png" in text
+
+
+def test_a_folder_without_a_readable_image_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "other"
+    (root / "lying").mkdir(parents=True)
+    (root / "lying" / "broken.png").write_bytes(b"no image")
+    assert main(["evaluate", f"run={run}", f"root={root}"]) == 2
+    assert "none of the 1 images can be read" in capsys.readouterr().err

@@ -18,7 +18,7 @@ def test_an_export_is_checked_on_the_validation_images(trained: Path, tmp_path: 
     target = tmp_path / "deployed.ts"
     assert main(["export", f"run={trained}", f"output={target}"]) == 0
     check = json.loads((tmp_path / "deployed.ts.check.json").read_text())
-    assert check["images"] == check["same_top1"] == 16
+    assert check["images"] == check["same_labels"] == 16
     assert check["largest_difference"] <= 1e-4
     assert {path.name for path in tmp_path.iterdir()} == {target.name, f"{target.name}.check.json"}
 
@@ -53,6 +53,21 @@ def test_missing_images_and_folders_are_status_2(
     assert "not there any more" in capsys.readouterr().err
     assert main(["export", f"run={run}", "format=onx"]) == 2
     assert "torchscript" in capsys.readouterr().err
+
+
+def test_an_image_that_is_broken_since_is_named(
+    trained: Path, stripes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(stripes, tmp_path / "stripes")
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"no image")
+    run = shutil.copytree(trained, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "data": str(root)}))
+    assert main(["export", f"run={run}"]) == 2
+    message = capsys.readouterr().err
+    assert f"DataError: {root}" in message
+    assert ".png: not an image" in message
 
 
 def test_the_lines_of_the_readme_read_an_exported_file(

@@ -35,7 +35,7 @@ def finetune_process(*words: str) -> subprocess.Popen[str]:
 def test_a_run_directory_holds_everything_that_is_promised(trained: Path) -> None:
     expected = {
         "config.yaml", "run.json",
-        "audit.json", "split.csv", "metrics.csv", "metrics.json", "curves.png",
+        "audit.json", "split.csv", "contact_sheet.png", "metrics.csv", "metrics.json", "curves.png",
         "confusion_matrix.png", "predictions_val.csv", "predictions_test.csv", "model.json",
         "model.safetensors", "model.ts", "model.ts.check.json", "checkpoints",
     }  # fmt: skip
@@ -109,7 +109,9 @@ def test_secrets_of_the_environment_are_not_written(
 def images(folder: Path, count: int) -> None:
     folder.mkdir(parents=True)
     for index in range(count):
-        PIL.Image.new("RGB", (20, 20), (index, 0, 0)).save(folder / f"{index}.png")
+        PIL.Image.new("RGB", (20, 20), (index, ord(folder.name[0]), 0)).save(
+            folder / f"{index}.png"
+        )
 
 
 def make_root(root: Path, kind: str) -> list[str]:
@@ -277,6 +279,50 @@ def test_resume_without_a_checkpoint_and_with_a_wrong_one(
     (run / "checkpoints" / "last.ckpt").unlink()
     assert main(["train", f"resume={run}"]) == 2
     assert "Start anew" in capsys.readouterr().err
+
+
+@pytest.fixture
+def moved(trained: Path, stripes: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Return an unfinished run, and its images, which a test may change."""
+    root, run = tmp_path / "stripes", tmp_path / "run"
+    shutil.copytree(stripes, root)
+    shutil.copytree(trained, run)
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "data": str(root)}))
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["trainer"]["epochs"] += 1
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    return run, root
+
+
+def test_resume_names_an_image_that_is_gone(
+    moved: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, root = moved
+    (root / "lying" / "003.png").unlink()
+    assert main(["train", f"resume={run}"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("RunError: resume: 1 of the 80 images that the run began with")
+    assert "the first: `lying/003.png`. Put them back" in message
+
+
+def test_resume_names_an_image_that_is_broken_since(
+    moved: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, root = moved
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"no image")
+    assert main(["train", f"resume={run}"]) == 2
+    message = capsys.readouterr().err
+    assert "cannot be read any more: not an image: begins with b'no image'" in message
+    assert message.count(".png") == 1
+
+
+def test_resume_does_not_see_what_is_new(moved: tuple[Path, Path]) -> None:
+    run, root = moved
+    shutil.copytree(root / "lying", root / "a new class")
+    assert main(["train", f"resume={run}"]) == 0
+    assert json.loads((run / "model.json").read_text())["class_names"] == ["lying", "standing"]
 
 
 def test_two_processes_on_one_cpu_make_one_run_with_the_metrics_of_one(
