@@ -179,7 +179,10 @@ def split_images(
     if config.split_file is not None:
         rows = read_split(config.split_file, label_separator=columns_of(config, task).separator)
         known = [row for row in rows if row.path not in audit.unreadable]
-        divided, others = apply_split_file(readable, known)
+        try:
+            divided, others = apply_split_file(readable, known)
+        except DataError as error:
+            raise DataError(f"dataset.split_file={config.split_file}: {error}") from None
         left_out = [Skipped(path, "not in the split file") for path in others]
         folder = replace(folder, skipped=(*folder.skipped, *left_out))
     else:

@@ -129,3 +129,10 @@ def test_a_public_set_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> No
 def test_several_labels_need_a_manifest(stripes: Path) -> None:
     with pytest.raises(ConfigError, match=r"dataset\.manifest=labels\.csv"):
         find_images(config(stripes), "multilabel")
+
+
+def test_a_split_file_of_other_images_is_named(stripes: Path, tmp_path: Path) -> None:
+    file = tmp_path / "split.csv"
+    file.write_text("path,label,split\nlying/gone.png,lying,train\n")
+    with pytest.raises(DataError, match=rf"^dataset\.split_file={file}: .*lying/gone\.png"):
+        divided_folder(config(stripes, split_file=file))
