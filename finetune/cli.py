@@ -185,12 +185,7 @@ def _prepare(
     """Check every key and option, and write values as Hydra's grammar wants them."""
     keys = key_types(VERBS[verb]) | ({"experiment": str} if verb == "train" else {})
     options = {group: group_options(group, config_dir) for group in groups(config_dir)}
-    prepared = [_prepare_one(token, keys, options, is_multirun=is_multirun) for token in tokens]
-    typed = {token.key for token in tokens}
-    own_images = {"dataset.root", "dataset.manifest"}
-    if typed & own_images and not typed & {"dataset", "experiment"}:
-        prepared.insert(0, Token("", "dataset", "folder"))
-    return prepared
+    return [_prepare_one(token, keys, options, is_multirun=is_multirun) for token in tokens]
 
 
 def _prepare_one(
@@ -302,7 +297,7 @@ def _compose(
         words.append(f"hydra.searchpath=[{_quoted(f'file://{config_dir}')}]")
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return _plain(compose(verb, overrides=words))
+            values, as_yaml = _plain(compose(verb, overrides=words))
     except (
         HydraException,
         OmegaConfBaseException,
@@ -312,6 +307,21 @@ def _compose(
     ) as error:
         message = str(error).split("\nConfig search path")[0]
         raise ConfigError(re.sub(r"\s*\n\s*", " ", message).strip()) from None
+    if _are_own_images(tokens, values):
+        return _compose(verb, [Token("", "dataset", "folder"), *tokens], config_dir)
+    return values, as_yaml
+
+
+def _are_own_images(tokens: Sequence[Token], values: Mapping[str, Any]) -> bool:
+    """Tell whether images were typed, and neither the user nor an experiment chose a data set."""
+    typed = {token.key for token in tokens}
+    dataset = values.get("dataset")
+    return (
+        bool(typed & {"dataset.root", "dataset.manifest"})
+        and "dataset" not in typed
+        and isinstance(dataset, dict)
+        and dataset.get("source") == "digits"
+    )
 
 
 def _plain(config: Any) -> tuple[dict[str, Any], str]:

@@ -369,6 +369,27 @@ def test_a_root_alone_is_a_folder_of_the_users_own(jobs):
     assert jobs[0].config.model.backbone == "resnet18"
 
 
+@pytest.mark.parametrize("experiment", ["experiment=first_look", "experiment=null", "~experiment"])
+def test_a_root_with_an_experiment_is_a_folder_too(jobs, experiment):
+    assert main(["train", "dataset.root=flowers", experiment]) == 0
+    assert one(jobs).config.dataset.source == "folder"
+    assert one(jobs).config.model.backbone == "resnet18"
+
+
+def test_an_experiment_may_choose_the_data_set_of_a_root(jobs, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults: [override /dataset: medical]\n"
+    (tmp_path / "experiment" / "xrays.yaml").write_text(text)
+    words = ["dataset.root=flowers", f"config_dir={tmp_path}", "experiment=xrays"]
+    assert main(["train", *words]) == 0
+    assert one(jobs).config.dataset.color == "grey"
+
+
+def test_a_manifest_alone_is_the_users_own(jobs):
+    assert main(["train", "dataset.manifest=labels.csv"]) == 0
+    assert one(jobs).config.dataset.source == "folder"
+
+
 def test_a_root_with_a_dataset_moves_that_dataset(jobs):
     assert main(["train", "dataset=digits", "dataset.root=elsewhere"]) == 0
     assert one(jobs).config.dataset.source == "digits"
