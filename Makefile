@@ -17,11 +17,11 @@ PYTHON ?= python3
 .ONESHELL:
 .SUFFIXES:
 
-override make.targets := help train evaluate predict export inspect data cache install check test lock clean distclean
+override make.targets := help train evaluate predict export inspect data cache install check test bench lock clean distclean
 .PHONY: $(make.targets)
 
 # Without this, `make train dataset.root= ~/flowers` trains on something else before it complains.
-override make.unknown := $(filter-out $(make.targets) .venv/.installed,$(MAKECMDGOALS))
+override make.unknown := $(filter-out $(make.targets) .venv/.installed .venv-peers/.installed,$(MAKECMDGOALS))
 ifneq ($(make.unknown),)
   $(error unknown: $(make.unknown). Expected: $(make.targets); options as name=value without spaces around "="; anything else in ARGS="..."; see make help)
 endif
@@ -100,6 +100,9 @@ check: .venv/.installed ## lint, format, types, and who may import whom
 test: .venv/.installed ## run the tests
 	@$(call make.run,-m pytest)
 
+bench: .venv/.installed .venv-peers/.installed ## compare with peers, for hours: ARGS="--weights FILE FOLDER"
+	@$(call make.run,benchmarks)
+
 lock: ## renew requirements.lock from pyproject.toml (newest versions: ARGS=--upgrade)
 	@$(make.find_python)
 	folder=$$(mktemp -d)
@@ -112,10 +115,10 @@ lock: ## renew requirements.lock from pyproject.toml (newest versions: ARGS=--up
 
 clean: ## remove caches and build outputs; never runs/ or data/
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
-	find . \( -path ./.venv -o -path ./runs -o -path ./data \) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+	find . \( -path ./.venv -o -path ./.venv-peers -o -path ./runs -o -path ./data \) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
-distclean: clean ## clean, and remove .venv too
-	@rm -rf .venv
+distclean: clean ## clean, and remove .venv and .venv-peers too
+	@rm -rf .venv .venv-peers
 
 help: ## show this page
 	@awk '/^##/ { print substr($$0, 4) } sub(/:.*## /, " ") && /^[a-z]/ { $$1 = sprintf("  %-10s", $$1); print }' Makefile
@@ -151,6 +154,15 @@ endef
 	.venv/bin/python -m pip install --quiet --require-hashes -r requirements.lock
 	.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	rm .venv/.unfinished
+	touch $@
+
+# What the benchmarks compare with, which nothing else needs.
+.venv-peers/.installed: benchmarks/requirements-peers.txt
+	@$(make.find_python)
+	echo 'Setting up .venv-peers, for benchmarks: a few minutes, up to 7 GB.' >&2
+	"$$python" -m venv --clear .venv-peers
+	export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USER=0
+	.venv-peers/bin/python -m pip install --quiet -r benchmarks/requirements-peers.txt
 	touch $@
 
 # make would also put what was typed, and its own flags, into the environment of every recipe.

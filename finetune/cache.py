@@ -3,6 +3,7 @@
 <user's cache folder>/finetune/
 ├── audits/       what is known of each image file: size and time, digest, fingerprint, trouble
 ├── downloads/    what ``finetune data`` fetches, until the images are complete
+├── features/     what a frozen backbone says of each image
 └── images/       decoded, reduced images (``dataset.cache=disk``)
 """
 
@@ -21,6 +22,7 @@ class CacheDirectory:
         self.path = path
         self.audits = path / "audits"
         self.downloads = path / "downloads"
+        self.features = path / "features"
         self.images = path / "images"
 
 

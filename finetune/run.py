@@ -5,14 +5,16 @@ runs/<dataset>/<time>/
 ├── run.json               command, seed, decisions, hardware, versions
 ├── audit.json             what is wrong with the images
 ├── split.csv              path, label and split of every image
-├── metrics.csv            one row per epoch
-├── metrics.json           of the best checkpoint, per split
+├── metrics.csv            one row per epoch; epoch 0 is the probe
+├── metrics.json           of the chosen weights, per split; what they were chosen from
+├── probe.json             strengths that were tried, and their loss
+├── learning_rate.png  search.json     with optimizer.lr=find; with recipe=search
 ├── contact_sheet.png      images as they are, and as training sees them
 ├── curves.png  confusion_matrix.png   (labels.png with task=multilabel)
 ├── predictions_val.csv    one row per validation image
 ├── model.json  model.safetensors      the bundle
 ├── model.ts  model.ts.check.json      the export, and how it was checked
-└── checkpoints/best.ckpt  checkpoints/last.ckpt
+└── checkpoints/           probe.ckpt (what fine-tuning starts from), best.ckpt, last.ckpt
 runs/latest                a link to the newest run
 
 With ``dataset.fold=all``, each fold has such a folder in the run's, which itself holds
@@ -51,6 +53,10 @@ class RunDirectory:
         self.contact_sheet = path / "contact_sheet.png"
         self.curves = path / "curves.png"
         self.checkpoints = path / "checkpoints"
+        self.probe = path / "probe.json"
+        self.rate_curve = path / "learning_rate.png"
+        self.search = path / "search.json"
+        self.probe_checkpoint = self.checkpoints / "probe.ckpt"
         self.best_checkpoint = self.checkpoints / "best.ckpt"
         self.last_checkpoint = self.checkpoints / "last.ckpt"
         self.torchscript = path / "model.ts"

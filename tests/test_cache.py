@@ -12,8 +12,8 @@ from finetune.errors import RunError
 
 def test_names_look_at_nothing(tmp_path: Path) -> None:
     cache = CacheDirectory(tmp_path / "cache")
-    folders = [cache.audits, cache.downloads, cache.images]
-    assert [folder.name for folder in folders] == ["audits", "downloads", "images"]
+    folders = [cache.audits, cache.downloads, cache.features, cache.images]
+    assert [folder.name for folder in folders] == ["audits", "downloads", "features", "images"]
     assert {folder.parent for folder in folders} == {cache.path}
     assert not cache.path.exists()
 

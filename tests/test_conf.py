@@ -224,9 +224,8 @@ def test_logger(option, tmp_path):
 @pytest.mark.parametrize("option", of("loss"))
 def test_loss(option):
     config = compose_train(f"loss={option}")
-    loss = create_loss(
-        config.loss.name, task=config.task, label_smoothing=config.loss.label_smoothing
-    )
+    settings = config.loss.model_dump(exclude={"name"})
+    loss = create_loss(config.loss.name, task=config.task, **settings)
     labels = torch.tensor([0, 2])
     right = 20.0 * nn.functional.one_hot(labels, NUM_CLASSES)
     assert loss(right, labels).item() < loss(-right, labels).item()

@@ -427,7 +427,7 @@ def test_help_needs_no_set_up_and_lists_every_target(bare: Path) -> None:
     assert not (bare / ".venv").exists()
     refusal = run_make(bare, "no-such-target").stderr
     targets = refusal.split("Expected: ")[1].split(";")[0].split()
-    assert {*VERBS, "help", "install", "check", "test", "lock", "clean"} <= set(targets)
+    assert {*VERBS, "help", "install", "check", "test", "bench", "lock", "clean"} <= set(targets)
     listed = {line.split()[0] for line in shown.stdout.splitlines() if line.startswith("  ")}
     assert set(targets) <= listed
     assert max(map(len, shown.stdout.splitlines())) <= 100

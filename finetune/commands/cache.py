@@ -17,6 +17,7 @@ from finetune.run import typed
 SUFFIXES = {
     "audits": (".parquet",),
     "downloads": (".npz", ".part"),
+    "features": (".safetensors",),
     "images": (image_cache.SUFFIX,),
 }
 
@@ -48,7 +49,7 @@ def run(config: CacheConfig, as_yaml: str) -> dict[str, list[KeptFile]]:
     del as_yaml
     console = Console()
     cache = find_cache(config.cache_folder)
-    folders = {"audits": cache.audits, "downloads": cache.downloads, "images": cache.images}
+    folders = {kind: getattr(cache, kind) for kind in SUFFIXES}
     if config.clear is not None:
         for kind in folders if config.clear == "all" else [config.clear]:
             files = list_kept(folders[kind], SUFFIXES[kind])

@@ -1,23 +1,26 @@
 """From config to components: what a training is made of."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from torch import nn
 
 from finetune.commands.dataset import class_counts
-from finetune.config import TrainConfig
+from finetune.config import TrainConfig, settled
 from finetune.data.discover import ImageFolder
 from finetune.data.preprocess import Preprocess
 from finetune.evaluation.epoch import training_metrics
 from finetune.models.backbones import create_backbone, describe_backbone
 from finetune.models.classifier import Classifier
+from finetune.models.freezing import Freezing
 from finetune.models.heads import create_head
 from finetune.run import RunDirectory
+from finetune.training.averaging import MovingAverage
 from finetune.training.balance import class_weights, log_priors, positive_weights
-from finetune.training.callbacks import EpochTable, StepProgress
+from finetune.training.callbacks import Deadline, EpochTable, StepProgress
 from finetune.training.hardware import Hardware, choose_hardware
 from finetune.training.loggers import create_logger
 from finetune.training.losses import create_loss
@@ -57,7 +60,7 @@ def build_classifier(config: TrainConfig, *, num_classes: int, load_weights: boo
         model.backbone,
         pretrained=model.pretrained and model.weights is None and load_weights,
         weights=model.weights if load_weights else None,
-        image_size_px=model.image_size_px,
+        image_size_px=None if model.image_size_px is None else settled(model.image_size_px),
     )
     head = create_head(
         config.head.name,
@@ -99,9 +102,11 @@ def build_module(
         optimizer = create_optimizer(
             config.optimizer.name,
             parameter_groups(
-                parts, learning_rates(config, parts), weight_decay=config.optimizer.weight_decay
+                parts,
+                learning_rates(config, parts),
+                weight_decay=settled(config.optimizer.weight_decay),
             ),
-            lr=config.optimizer.lr,
+            lr=settled(config.optimizer.lr),
             momentum=config.optimizer.momentum,
         )
         scheduler = create_scheduler(
@@ -123,32 +128,66 @@ def build_module(
         class_names=folder.class_names,
         loss=build_loss(config, folder),
         mix=create_mix(
-            mixup_alpha=config.augmentation.mixup_alpha,
+            mixup_alpha=settled(config.augmentation.mixup_alpha),
             cutmix_alpha=config.augmentation.cutmix_alpha,
             num_classes=num_classes,
         ),
         metrics=training_metrics(num_classes, task=task, names=config.dataset.metrics),
         monitor=monitor_key(config),
-        freeze_policy=config.freeze.policy,
-        epochs_per_stage=config.freeze.epochs_per_stage,
+        freezing=build_freezing(config),
         seed=config.seed,
         create_optimizers=create_optimizers,
     )
 
 
+def build_freezing(config: TrainConfig) -> Freezing:
+    """Say what of the backbone learns."""
+    freeze = config.freeze
+    batchnorm = freeze.batchnorm
+    if batchnorm == "auto":
+        raise ValueError("freeze.batchnorm: got auto; settle the config first")
+    return Freezing(freeze.policy, freeze.epochs_per_stage, freeze.stages, batchnorm)
+
+
 def build_loss(config: TrainConfig, folder: ImageFolder) -> nn.Module:
     """Make the loss, balanced by the classes' training images as ``dataset.balance`` says."""
+    balance = build_balance(config, folder)
+    return create_loss(
+        config.loss.name,
+        task=config.task,
+        **config.loss.model_dump(exclude={"name"}),
+        class_weights=balance.class_weights,
+        log_priors=balance.log_priors,
+    )
+
+
+class BalanceTerms(NamedTuple):
+    """What a loss takes, or None: factors of the classes, and logarithms of their shares."""
+
+    class_weights: list[float] | None
+    log_priors: list[float] | None
+
+
+def build_balance(
+    config: TrainConfig, folder: ImageFolder, *, weighs_for_sampler: bool = False
+) -> BalanceTerms:
+    """Count the classes' training images for the loss, as ``dataset.balance`` says.
+
+    Args:
+        config: of the training, settled.
+        folder: images with their splits.
+        weighs_for_sampler: give weights in place of a sampler too, where all images are seen once.
+    """
     counts = list(class_counts(folder, "train").values())
     num_images = sum(sample.split == "train" for sample in folder.samples)
     balance, task = config.dataset.balance, config.task
     weights = (
         positive_weights(counts, num_images) if task == "multilabel" else class_weights(counts)
     )
-    return create_loss(
-        config.loss.name,
-        task=task,
-        label_smoothing=config.loss.label_smoothing,
-        class_weights=weights if balance == "loss" else None,
+    return BalanceTerms(
+        class_weights=weights
+        if balance == "loss" or (weighs_for_sampler and balance == "sampler")
+        else None,
         log_priors=log_priors(counts) if balance == "logit_adjustment" else None,
     )
 
@@ -156,13 +195,14 @@ def build_loss(config: TrainConfig, folder: ImageFolder) -> nn.Module:
 def learning_rates(config: TrainConfig, parts: Mapping[str, object]) -> dict[str, float]:
     """Give the rate of each part: backbone stages from input to output, then the head."""
     stages = [name for name in parts if name != "head"]
+    optimizer = config.optimizer
     rates = stage_rates(
         len(stages),
-        lr=config.optimizer.lr,
-        backbone_lr_factor=config.optimizer.backbone_lr_factor,
-        layer_decay=config.optimizer.layer_decay,
+        lr=settled(optimizer.lr),
+        backbone_lr_factor=settled(optimizer.backbone_lr_factor),
+        layer_decay=settled(optimizer.layer_decay),
     )
-    return {**dict(zip(stages, rates, strict=True)), "head": config.optimizer.lr}
+    return {**dict(zip(stages, rates, strict=True)), "head": settled(optimizer.lr)}
 
 
 def build_trainer(
@@ -171,29 +211,72 @@ def build_trainer(
     run: RunDirectory,
     epochs: EpochTable,
     console: Console,
+    *,
+    deadline: float | None = None,
 ) -> Trainer:
-    """Make the Trainer."""
+    """Make the Trainer; it begins nothing after ``deadline`` (``time.monotonic``)."""
     trainer = config.trainer
     logger = config.logger
     settings = {} if logger is None else logger.model_dump(exclude={"name"})
     if "experiment_name" in settings:
         settings["project"] = settings.pop("experiment_name")
+    callbacks: list[Callback] = [epochs]
+    if console.is_terminal:
+        callbacks.append(StepProgress(console))
+    if keeps_average(config, hardware):
+        callbacks.append(MovingAverage(settled(trainer.ema_decay)))
+    if deadline is not None:
+        callbacks.append(Deadline(deadline))
     return create_trainer(
         hardware,
-        epochs=trainer.epochs,
+        epochs=settled(trainer.epochs),
         accumulate_batches=trainer.accumulate_batches,
         gradient_clip=trainer.gradient_clip,
         early_stopping_patience=trainer.early_stopping_patience,
         monitor=monitor_key(config),
         mode=monitor_mode(config),
-        checkpoints=run.checkpoints,
+        folder=run.path,
         stages_open_later=config.freeze.policy == "gradual",
-        synchronise_batchnorm=config.freeze.policy != "backbone" and hardware.world_size > 1,
-        callbacks=[epochs, *([StepProgress(console)] if console.is_terminal else [])],
+        synchronise_batchnorm=config.freeze.batchnorm == "train" and hardware.world_size > 1,
+        callbacks=callbacks,
         logger=None
         if logger is None or console.quiet
         else create_logger(logger.name, folder=run.path, run_name=run.path.name, **settings),
     )
+
+
+def build_trial(
+    config: TrainConfig, hardware: Hardware, run: RunDirectory
+) -> tuple[Trainer, EpochTable]:
+    """Make a Trainer that leaves nothing behind, and the table of its epochs."""
+    table = EpochTable(
+        None,
+        metrics=config.dataset.metrics,
+        monitor=monitor_key(config),
+        mode=monitor_mode(config),
+        console=Console(quiet=True),
+    )
+    trainer = create_trainer(
+        hardware,
+        epochs=settled(config.trainer.epochs),
+        accumulate_batches=config.trainer.accumulate_batches,
+        gradient_clip=config.trainer.gradient_clip,
+        early_stopping_patience=None,
+        monitor=monitor_key(config),
+        mode=monitor_mode(config),
+        folder=run.path,
+        keeps_checkpoints=False,
+        stages_open_later=False,
+        synchronise_batchnorm=False,
+        callbacks=[table],
+        logger=None,
+    )
+    return trainer, table
+
+
+def keeps_average(config: TrainConfig, hardware: Hardware) -> bool:
+    """Tell whether the weights are averaged over the steps; FSDP has them in pieces."""
+    return settled(config.trainer.ema_decay) > 0 and hardware.strategy != "fsdp"
 
 
 def monitor_key(config: TrainConfig) -> str:

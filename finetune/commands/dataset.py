@@ -191,9 +191,21 @@ def split_images(
     return replace(folder, samples=tuple(divided))
 
 
+def sets_of_copies(audit: Audit | None) -> list[tuple[str, ...]]:
+    """Give the paths of each set of images that are the same, or look so."""
+    return [*audit.duplicates, *audit.near_duplicates] if audit is not None else []
+
+
 def paths_of(folder: ImageFolder, split: str) -> list[Path]:
     """List the files of one split."""
     return [folder.root / sample.path for sample in folder.samples if sample.split == split]
+
+
+def shorter_side_px(audit: Audit | None) -> float | None:
+    """Give the shorter side of the middle image; None where nothing is known."""
+    if audit is None or audit.width_px is None or audit.height_px is None:
+        return None
+    return min(audit.width_px.median, audit.height_px.median)
 
 
 def class_counts(folder: ImageFolder, split: str) -> dict[str, int]:
@@ -208,7 +220,7 @@ def _divide(
     config: DatasetConfig, samples: Sequence[Sample], audit: Audit, seed: int
 ) -> tuple[Sample, ...]:
     # A copy of a training image in validation would be an answer learned by heart.
-    together = [*audit.duplicates, *audit.near_duplicates]
+    together = sets_of_copies(audit)
     if config.folds is not None:
         if config.fold == "all":
             raise ConfigError("dataset.fold: got all, which is several divisions, not one.")

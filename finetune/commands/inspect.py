@@ -18,7 +18,8 @@ from finetune.commands.dataset import (
     split_images,
 )
 from finetune.commands.loaders import build_train_images
-from finetune.config import InspectConfig
+from finetune.commands.recipe import settle_inspected
+from finetune.config import InspectConfig, settled
 from finetune.data.audit import Audit, Finding, Range, check_findings
 from finetune.data.discover import ImageFolder
 from finetune.data.preprocess import Preprocess
@@ -148,7 +149,10 @@ def _write(
     write_json(folder / "audit.json", audit.to_dict())
     separator = columns_of(config.dataset, config.task).separator or "|"
     write_split(folder / "split.csv", divided.samples, label_separator=separator)
-    size_px = config.model.image_size_px or pretrained_size_px(config.model.backbone)
+    config = settle_inspected(config, divided, audit)
+    typed_px = config.model.image_size_px
+    native_px = pretrained_size_px(config.model.backbone)
+    size_px = native_px if typed_px is None else settled(typed_px)
     # What a picture shows depends on the size alone, not on what the weights were trained with.
     preprocess = Preprocess(
         size_px, config.model.resize_mode, 1.0, "bilinear", (0, 0, 0), (1, 1, 1)

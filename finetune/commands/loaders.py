@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from finetune.cache import find_cache
-from finetune.config import InspectConfig, TrainConfig
+from finetune.config import InspectConfig, TrainConfig, settled
 from finetune.data.audit import Audit
 from finetune.data.augment import Augmentation
 from finetune.data.datamodule import ImageDataModule
@@ -55,8 +55,9 @@ def build_data(
         for_val = open_cache(settings, val_bytes)
     return ImageDataModule(
         build_train_images(config, folder, preprocess, cache=for_train),
-        _build_val_images(config, folder, preprocess, cache=for_val),
-        batch_size=config.trainer.batch_size,
+        _build_resized_images(config, folder, "val", preprocess, cache=for_val),
+        resized_train=_build_resized_images(config, folder, "train", preprocess, cache=for_val),
+        batch_size=settled(config.trainer.batch_size),
         workers=choose_workers(dataset.workers, processes=hardware.devices),
         seed=config.seed,
         is_balanced=dataset.balance == "sampler",
@@ -72,8 +73,11 @@ def build_train_images(
 ) -> LabelledImages:
     """Make the training images, augmented."""
     side_px = SIDE_FACTOR * preprocess.image_size_px
+    transforms = config.augmentation.transforms
+    if transforms == "auto":
+        raise ValueError("augmentation.transforms: got auto; settle the config first")
     augmentation = Augmentation(
-        config.augmentation.transforms,
+        transforms,
         preprocess.image_size_px,
         random_erasing=config.augmentation.random_erasing,
     )
@@ -88,13 +92,18 @@ def build_train_images(
     )
 
 
-def _build_val_images(
-    config: TrainConfig, folder: ImageFolder, preprocess: Preprocess, *, cache: ImageCache | None
+def _build_resized_images(
+    config: TrainConfig,
+    folder: ImageFolder,
+    split: str,
+    preprocess: Preprocess,
+    *,
+    cache: ImageCache | None,
 ) -> LabelledImages:
     return _build_images(
         config,
         folder,
-        "val",
+        split,
         prepare=None if cache is None else Rounded(preprocess),
         transform=Resized(preprocess) if cache is None else Unchanged(),
         cache=cache,

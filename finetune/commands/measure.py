@@ -122,6 +122,15 @@ def metrics_table(metrics: AnyMetrics, title: str) -> Table:
     return table
 
 
+def monitored(metrics: AnyMetrics, monitor: str) -> float | None:
+    """Give the value of ``dataset.monitor``; None where undefined, or not among the figures."""
+    name = "log_loss" if monitor == "loss" else monitor
+    if isinstance(metrics, MultilabelMetrics) and monitor == "accuracy":
+        name = "exact_match"
+    value: float | None = getattr(metrics, name, None)
+    return value
+
+
 def headline(metrics: AnyMetrics) -> str:
     """Say the main figures in one line."""
     auroc = f"AUROC {'undefined' if metrics.auroc is None else f'{metrics.auroc:.3f}'}"

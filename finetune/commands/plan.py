@@ -2,51 +2,26 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from finetune.commands.components import learning_rates
-from finetune.config import TrainConfig
+from finetune.commands.components import keeps_average, learning_rates
+from finetune.commands.recipe import needs_steps, starts_from_probe
+from finetune.commands.setup import Setup
+from finetune.config import TrainConfig, settled
 from finetune.data.audit import Audit
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.discover import ImageFolder
-from finetune.models.freezing import open_stages
-from finetune.run import RunDirectory
+from finetune.models.freezing import has_batchnorm, open_stages
 from finetune.training.hardware import Hardware
 from finetune.training.module import FineTuning
+from finetune.training.recipe import Choice
 
 CLASSES_SHOWN = 8
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Everything that a training is made of.
-
-    Attributes:
-        config: settled.
-        folder: images with their splits.
-        audit: None where the run goes on.
-        module: what learns.
-        data: the loaders.
-        hardware: what it runs on.
-        run: where it writes.
-        reasons: what was decided by the counts of the classes.
-    """
-
-    config: TrainConfig
-    folder: ImageFolder
-    audit: Audit | None
-    module: FineTuning
-    data: ImageDataModule
-    hardware: Hardware
-    run: RunDirectory
-    reasons: Mapping[str, str]
-
-
-def print_plan(plan: Plan, console: Console) -> None:
+def print_plan(plan: Setup) -> None:
     """Print what the training will do."""
     config, folder, hardware = plan.config, plan.folder, plan.hardware
     rows = {
@@ -59,9 +34,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         "note": "\n".join(plan.audit.notes) if plan.audit else "",
         "backbone": _backbone(config, plan.module),
         "parameters": _parameters(plan.module),
-        "learning rate": _rates(config, plan.module),
-        "steps": _steps(config, plan.data),
-        "mixing": _mixing(config),
+        "procedure": _procedure(config, plan.hardware),
+        **(_steps(config, plan) if needs_steps(config) else {}),
         "balance": plan.reasons["balance"],
         "precision": hardware.reasons["precision"],
         "device": f"{hardware.reasons['device']}; {hardware.reasons['strategy']}, "
@@ -70,13 +44,14 @@ def print_plan(plan: Plan, console: Console) -> None:
         "best by": plan.reasons["monitor"],
         "seed": str(config.seed),
         "run": str(plan.run.path),
+        "recipe": _recipe(plan.choices) if needs_steps(config) else "",
     }
     table = Table(title="Plan", title_justify="left", show_header=False, box=None, padding=(0, 2))
     for name, text in rows.items():
         if text:
             table.add_row(f"[bold]{name}", escape(text))
-    console.print(table)
-    console.print()
+    plan.console.print(table)
+    plan.console.print()
 
 
 def _classes(folder: ImageFolder) -> str:
@@ -107,7 +82,8 @@ def _groups(folder: ImageFolder, audit: Audit | None) -> str:
 
 
 def _mixing(config: TrainConfig) -> str:
-    alphas = {"mixup": config.augmentation.mixup_alpha, "cutmix": config.augmentation.cutmix_alpha}
+    augmentation = config.augmentation
+    alphas = {"mixup": settled(augmentation.mixup_alpha), "cutmix": augmentation.cutmix_alpha}
     return ", ".join(f"{name} {alpha:g}" for name, alpha in alphas.items() if alpha)
 
 
@@ -151,30 +127,52 @@ def _backbone(config: TrainConfig, module: FineTuning) -> str:
         source = "pretrained weights from the hub"
     else:
         source = "random weights, so nothing is transferred"
-        if module.freeze_policy == "backbone":
+        if module.freezing.policy == "backbone":
             source += "; a frozen random backbone learns little: use freeze=none"
     return f"{model.backbone}, {source}; head {config.head.name}"
 
 
 def _parameters(module: FineTuning) -> str:
     total = sum(parameter.numel() for parameter in module.classifier.parameters())
-    first = open_stages(
-        module.freeze_policy,
-        epoch=0,
-        num_stages=len(module.stages),
-        epochs_per_stage=module.epochs_per_stage,
-    )
+    freezing = module.freezing
+    first = open_stages(freezing, epoch=0, num_stages=len(module.stages))
     head = sum(parameter.numel() for parameter in module.classifier.head.parameters())
-    backbone = dict(module.classifier.backbone.named_parameters())
+    learning = module.parts()
     trainable = head + sum(
-        backbone[name].numel()
+        parameter.numel()
         for stage in module.stages[len(module.stages) - first :]
-        for name in stage.parameter_names
+        for parameter in learning.get(stage.name, ())
     )
     text = f"{trainable:,} trainable, {total - trainable:,} frozen"
-    if module.freeze_policy == "gradual":
-        text += f" at first; one stage more every {module.epochs_per_stage} epoch(s)"
+    if freezing.policy == "gradual":
+        text += f" at first; one stage more every {freezing.epochs_per_stage} epoch(s)"
+    if has_batchnorm(module.classifier.backbone) and freezing.policy != "backbone":
+        text += f"; BatchNorm statistics: {freezing.batchnorm}"
     return text
+
+
+def _procedure(config: TrainConfig, hardware: Hardware) -> str:
+    """Say in which order things happen, and what the result is chosen from."""
+    if not starts_from_probe(config):
+        candidates = ["the best epoch"]
+        text = "train" if config.freeze.policy != "backbone" else "train the head by steps"
+        if config.freeze.policy == "probe_then_finetune":
+            text += f"; no probe, since head={config.head.name} is not linear"
+    elif not needs_steps(config):
+        return "fit the head on features computed once; nothing else learns"
+    else:
+        candidates = ["the probe", "the best epoch", "their average"]
+        text = "fit the head on features computed once, then train everything from there"
+    if keeps_average(config, hardware):
+        candidates.append("the moving average")
+    if len(candidates) > 1:
+        text += f"; keep the best of {', '.join(candidates)}"
+    return text
+
+
+def _recipe(choices: Mapping[str, Choice]) -> str:
+    """List what was chosen for the user, with the reasons; typing a value overrides it."""
+    return "\n".join(f"{key}={choice.value}: {choice.reason}" for key, choice in choices.items())
 
 
 def _rates(config: TrainConfig, module: FineTuning) -> str:
@@ -182,11 +180,19 @@ def _rates(config: TrainConfig, module: FineTuning) -> str:
     return ", ".join(f"{name} {rate:.2g}" for name, rate in rates.items())
 
 
-def _steps(config: TrainConfig, data: ImageDataModule) -> str:
+def _steps(config: TrainConfig, plan: Setup) -> dict[str, str]:
+    """Say what concerns a training step by step."""
     trainer = config.trainer
-    batches = len(data.train) // trainer.batch_size
-    steps = max(1, batches // trainer.accumulate_batches) * trainer.epochs
-    text = f"{steps} in {trainer.epochs} epochs; {trainer.batch_size} images a batch"
+    epochs, batch_size = settled(trainer.epochs), settled(trainer.batch_size)
+    batches = len(plan.data.train) // batch_size
+    steps = max(1, batches // trainer.accumulate_batches) * epochs
+    text = f"{steps} in {epochs} epochs; {batch_size} images a batch"
     if trainer.accumulate_batches > 1:
         text += f", {trainer.accumulate_batches} batches a step"
-    return f"{text}; {config.optimizer.name}, {config.scheduler.name}"
+    if trainer.max_time_minutes is not None:
+        text += f"; at most {trainer.max_time_minutes:g} minutes in all"
+    return {
+        "learning rate": _rates(config, plan.module),
+        "steps": f"{text}; {config.optimizer.name}, {config.scheduler.name}",
+        "mixing": _mixing(config),
+    }

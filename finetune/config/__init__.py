@@ -6,7 +6,14 @@ live here. Nothing has a default in both places: a key that a YAML file forgets 
 
 from finetune.config.data import FINDINGS, AugmentationConfig, DatasetConfig
 from finetune.config.learning import ModelConfig
-from finetune.config.types import Balance, ExpandedPath, MetricName, Task, expand_home
+from finetune.config.types import (
+    Balance,
+    ExpandedPath,
+    MetricName,
+    Task,
+    expand_home,
+    settled,
+)
 from finetune.config.verbs import (
     VERBS,
     CacheConfig,
@@ -36,4 +43,5 @@ __all__ = [
     "Task",
     "TrainConfig",
     "expand_home",
+    "settled",
 ]

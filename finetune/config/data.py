@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from finetune.config.types import (
+    Auto,
     Balance,
     ExpandedPath,
     Group,
@@ -163,17 +164,18 @@ class AugmentationConfig(Group):
     """``augmentation=…``: Albumentations transforms of a training image, in order.
 
     Attributes:
-        transforms: each ``{name: <Albumentations class>, <argument>: <value>, …}``. The value
-            ``image_size_px`` stands for the image size of the model.
+        transforms: each ``{name: <Albumentations class>, <argument>: <value>, …}``; ``auto`` takes
+            those of the option that the recipe chooses. The value ``image_size_px`` stands
+            for the image size of the model.
         random_erasing: probability that a rectangle of a training image is filled with noise
             (Zhong et al. 2020), after the transforms.
         mixup_alpha: mix pairs of images and their labels (Zhang et al. 2018); the parameter of
-            the Beta distribution of their shares, 0 for no mixup.
+            the Beta distribution of their shares, 0 for no mixup, ``auto`` for the recipe's.
         cutmix_alpha: paste a rectangle of another image (Yun et al. 2019); 0 for no cutmix. With
             both, each batch takes one of them by chance.
     """
 
-    transforms: list[dict[str, Any]]
+    transforms: list[dict[str, Any]] | Auto
     random_erasing: Number = Field(ge=0, le=1)
-    mixup_alpha: Number = Field(ge=0)
+    mixup_alpha: Annotated[Number, Field(ge=0)] | Auto
     cutmix_alpha: Number = Field(ge=0)

@@ -2,7 +2,7 @@
 
 import os.path
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticKnownError
@@ -36,6 +36,10 @@ def _as_list(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_no_bool)]
 Whole = Annotated[int, BeforeValidator(_no_bool)]
 Fraction = Annotated[Number, Field(gt=0, le=1)]
+Auto = Literal["auto"]
+"""Left to the recipe, which looks at the images, the backbone and the machine."""
+Find = Literal["find"]
+"""Found by trying, before the training."""
 Workers = Annotated[Whole, Field(ge=0, le=256)] | Literal["auto"]
 """Processes that decode images; 0 decodes in the main process, ``auto`` follows the cores."""
 
@@ -53,6 +57,20 @@ Words = BeforeValidator(_as_list)
 Balance = Literal["none", "sampler", "loss", "logit_adjustment"]
 Task = Literal["multiclass", "multilabel"]
 SplitName = Literal["train", "val", "test"]
+
+
+_Value = TypeVar("_Value", int, float)
+
+
+def settled(value: _Value | Auto | Find) -> _Value:
+    """Take a value that has been put in place of ``auto`` or ``find``.
+
+    Raises:
+        ValueError: it is still one of these, so `finetune.commands.settle` was left out.
+    """
+    if value == "auto" or value == "find":
+        raise ValueError(f"got {value}, expected a number: settle the config first")
+    return value
 
 
 class Group(BaseModel):

@@ -23,6 +23,8 @@ class TrainConfig(Group):
     """``finetune train``.
 
     Attributes:
+        recipe: ``auto`` chooses each setting that is ``auto`` by the images, the backbone and the
+            machine; ``search`` also tries three learning rates.
         task: ``multiclass`` (each image shows one class) or ``multilabel`` (any number; needs a
             manifest).
         cache_folder: where audits and decoded images are kept between runs; null for
@@ -44,6 +46,7 @@ class TrainConfig(Group):
     scheduler: SchedulerConfig
     trainer: TrainerConfig
     logger: LoggerConfig | None = None  # `~logger` takes the group away
+    recipe: Literal["auto", "search"]
     task: Task
     cache_folder: ExpandedPath | None
     seed: Whole = Field(ge=0, lt=2**32)
@@ -55,7 +58,8 @@ class TrainConfig(Group):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         warmup = getattr(self.scheduler, "warmup_epochs", 0)
-        if warmup >= self.trainer.epochs:
+        epochs = self.trainer.epochs
+        if warmup != "auto" and epochs != "auto" and warmup >= epochs:
             raise ValueError(
                 f"scheduler.warmup_epochs: got {warmup:g}, expected less than "
                 f"trainer.epochs ({self.trainer.epochs})"
@@ -183,12 +187,12 @@ class CacheConfig(Group):
     """``finetune cache``: show what is kept between runs, and remove it.
 
     Attributes:
-        clear: remove ``audits``, ``downloads``, ``images`` or ``all``; null only shows.
+        clear: remove ``audits``, ``downloads``, ``features``, ``images`` or ``all``; null only shows.
         cache_folder: as for ``train``.
         debug: show tracebacks.
     """
 
-    clear: Literal["audits", "downloads", "images", "all"] | None
+    clear: Literal["audits", "downloads", "features", "images", "all"] | None
     cache_folder: ExpandedPath | None
     debug: bool
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -50,6 +51,32 @@ def balanced_order(class_of: Sequence[int], *, seed: int, epoch: int) -> list[in
         chosen.append(np.concatenate([members[:0], *draws])[:count])
     order: list[int] = rng.permutation(np.concatenate(chosen)).tolist()
     return order
+
+
+def validation_batches(
+    num_samples: int, size: int, *, rank: int, world_size: int
+) -> list[list[int]]:
+    """Divide ``0 … num_samples - 1`` among the processes, each image once, without padding.
+
+    All processes get equally many batches, none of them empty: with FSDP each forward pass is a
+    meeting of all, and who stays away makes the others wait. Only where there are fewer images
+    than processes, some get none.
+
+    Args:
+        num_samples: images of the validation split.
+        size: largest batch of one process, >= 1; with several processes, 2 where it is 1.
+        rank: of this process.
+        world_size: processes.
+    """
+    share = range(rank, num_samples, world_size)
+    if not share:
+        return []
+    if world_size > 1:
+        size = max(2, size)  # else a process with one image less would lack a batch
+    count = -(-len(range(0, num_samples, world_size)) // size)
+    # A process whose images fill one batch less takes the last of them for one more.
+    starts = [min(turn * size, len(share) - (count - turn)) for turn in range(count)]
+    return [list(share[start:end]) for start, end in pairwise([*starts, len(share)])]
 
 
 class TrainBatches(Sampler[list[Key]]):

@@ -1,5 +1,6 @@
 """The LightningDataModule: wiring, nothing else."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +9,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from finetune.data.augment import use_one_thread
-from finetune.data.batches import Key, TrainBatches, balanced_order, epoch_order
+from finetune.data.batches import (
+    Key,
+    TrainBatches,
+    balanced_order,
+    epoch_order,
+    validation_batches,
+)
 from finetune.data.labelled_images import LabelledImages
 
 
@@ -18,6 +25,8 @@ class ImageDataModule(LightningDataModule):
     Args:
         train: labelled images, augmented.
         val: labelled images, resized.
+        collate: what makes a batch of samples; None for torch's own way.
+        resized_train: the training images as validation would see them; None where nobody asks.
         batch_size: images of one step over all processes.
         workers: decoding processes of each training process.
         seed: of the order.
@@ -33,14 +42,18 @@ class ImageDataModule(LightningDataModule):
         workers: int,
         seed: int,
         is_balanced: bool = False,
+        resized_train: LabelledImages | None = None,
+        collate: Callable[[Sequence[tuple[Tensor, Tensor]]], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         super().__init__()
         self.train = train
         self.val = val
+        self.resized_train = resized_train
         self.batch_size = batch_size
         self.workers = workers
         self.seed = seed
         self.is_balanced = is_balanced
+        self.collate = collate
         self.first_epoch = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -50,6 +63,11 @@ class ImageDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Start with that epoch."""
         self.first_epoch = int(state_dict["first_epoch"])
+
+    def teardown(self, stage: str) -> None:
+        """Forget the processes of a training that has ended: who asks now gets all images."""
+        del stage
+        self.trainer = None
 
     def order(self, epoch: int) -> list[int]:
         """Give the order of one epoch over all processes."""
@@ -70,13 +88,23 @@ class ImageDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Every image once over all processes, without padding."""
         rank, world_size = self._process()
-        share = range(rank, len(self.val), world_size)
         size = max(1, self.batch_size // world_size)
-        batches = [
-            [(0, index) for index in share[start : start + size]]
-            for start in range(0, len(share), size)
-        ]
-        return self._loader(self.val, batches)
+        indices = validation_batches(len(self.val), size, rank=rank, world_size=world_size)
+        return self._loader(self.val, [[(0, index) for index in batch] for batch in indices])
+
+    def resized_train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Training images as validation would see them, shuffled once, in whole batches.
+
+        Raises:
+            ValueError: they were not given.
+        """
+        if self.resized_train is None:
+            raise ValueError("resized_train: got None, expected labelled images.")
+        order = epoch_order(len(self.resized_train), seed=self.seed, epoch=0)
+        size = min(self.batch_size, len(order))
+        starts = range(0, len(order) - size + 1, size)
+        batches = [[(0, index) for index in order[start : start + size]] for start in starts]
+        return self._loader(self.resized_train, batches)
 
     def _loader(
         self, images: LabelledImages, batches: Sampler[list[Key]] | list[list[Key]]
@@ -85,6 +113,7 @@ class ImageDataModule(LightningDataModule):
             images,
             batch_sampler=batches,
             num_workers=self.workers,
+            collate_fn=self.collate,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=use_one_thread,

@@ -10,6 +10,10 @@ whoever overrides it calls `apply_frozen_mode` again::
         if mode:
             apply_frozen_mode(self.classifier.backbone, self.stages, self.num_frozen)
         return self
+
+BatchNorm has two parts: weights and biases, which take gradients, and statistics, which follow
+the batches. `FreezePolicy` and the number of stages decide about the first, `BatchNormPolicy`
+about the second.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +22,35 @@ from typing import Any, Literal, assert_never, cast
 
 from timm.models._manipulate import group_with_matcher
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from finetune.errors import ConfigError
 
-FreezePolicy = Literal["none", "backbone", "gradual"]
+FreezePolicy = Literal["probe_then_finetune", "none", "backbone", "gradual", "batchnorm_only"]
+BatchNormPolicy = Literal["frozen", "train"]
+
+
+@dataclass(frozen=True, slots=True)
+class Freezing:
+    """What of a backbone learns, and when.
+
+    Attributes:
+        policy: see `open_stages`; `batchnorm_only` opens the BatchNorm layers alone.
+        epochs_per_stage: used by `gradual`, >= 1.
+        stages: this many stages, from the input on, never learn; >= 0.
+        batchnorm: `frozen` keeps the statistics that the backbone came with, in open stages too;
+            its weights and biases learn.
+    """
+
+    policy: FreezePolicy
+    epochs_per_stage: int = 1
+    stages: int = 0
+    batchnorm: BatchNormPolicy = "train"
+
+    @property
+    def only_batchnorm(self) -> bool:
+        """Whether nothing but BatchNorm learns in the backbone."""
+        return self.policy == "batchnorm_only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +106,37 @@ def stage_indices(stages: Sequence[Stage]) -> dict[str, int]:
     return {name: i for i, stage in enumerate(stages) for name in stage.parameter_names}
 
 
-def open_stages(
-    policy: FreezePolicy, *, epoch: int, num_stages: int, epochs_per_stage: int = 1
-) -> int:
+def check_freezing(backbone: nn.Module, stages: Sequence[Stage], freezing: Freezing) -> None:
+    """Refuse what would leave nothing to learn.
+
+    Raises:
+        ConfigError: every stage would stay frozen, or there is no BatchNorm to open.
+    """
+    if freezing.stages >= len(stages) and freezing.policy != "backbone":
+        names = ", ".join(stage.name for stage in stages)
+        raise ConfigError(
+            f"freeze.stages: got {freezing.stages}, but the backbone has {len(stages)} stages "
+            f"({names}), so nothing of it would learn; use at most {len(stages) - 1}, or "
+            "freeze=backbone."
+        )
+    if freezing.only_batchnorm and not batchnorm_parameters(backbone):
+        raise ConfigError(
+            "freeze.policy: got batchnorm_only, but this backbone has no BatchNorm with weights; "
+            "use freeze=none, or another model."
+        )
+
+
+def open_stages(freezing: Freezing, *, epoch: int, num_stages: int) -> int:
     """Count the stages that learn in ``epoch``, from the output side; the head always learns.
 
+    `backbone` opens none ever, `gradual` none for the first ``epochs_per_stage`` epochs and then
+    one more every ``epochs_per_stage``, the other policies all from the start. The first
+    ``freezing.stages`` never open.
+
     Args:
-        policy: `none` opens all from the start, `backbone` none ever, `gradual` none for the
-            first ``epochs_per_stage`` epochs and then one more every ``epochs_per_stage``.
+        freezing: the policy.
         epoch: from 0.
         num_stages: stages of the backbone, >= 0.
-        epochs_per_stage: used by `gradual`, >= 1.
 
     Returns:
         A number in [0, num_stages]; ``num_stages`` minus it is what `set_frozen` takes.
@@ -97,41 +146,84 @@ def open_stages(
 
     Source: Howard and Ruder 2018 (ULMFiT), section 3.3, gradual unfreezing.
     """
-    if epochs_per_stage < 1:
+    if freezing.epochs_per_stage < 1:
         raise ConfigError(
-            f"freeze.epochs_per_stage: got {epochs_per_stage}, expected an integer >= 1."
+            f"freeze.epochs_per_stage: got {freezing.epochs_per_stage}, expected an integer >= 1."
         )
-    match policy:
-        case "none":
-            return num_stages
+    most = max(0, num_stages - freezing.stages)
+    match freezing.policy:
+        case "none" | "probe_then_finetune" | "batchnorm_only":
+            return most
         case "backbone":
             return 0
         case "gradual":
-            return min(num_stages, epoch // epochs_per_stage)
+            return min(most, epoch // freezing.epochs_per_stage)
         case _:
-            assert_never(policy)
+            assert_never(freezing.policy)
 
 
-def set_frozen(backbone: nn.Module, stages: Sequence[Stage], num_frozen: int) -> None:
+def batchnorm_parameters(backbone: nn.Module) -> set[str]:
+    """Name the weights and biases of all BatchNorm layers, as in ``named_parameters()``."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in backbone.named_modules()
+        if isinstance(module, _BatchNorm)
+        for name, _ in module.named_parameters(recurse=False)
+    }
+
+
+def has_batchnorm(module: nn.Module) -> bool:
+    """Tell whether a network normalises over batches in training."""
+    return any(isinstance(part, _BatchNorm) for part in module.modules())
+
+
+def set_frozen(
+    backbone: nn.Module,
+    stages: Sequence[Stage],
+    num_frozen: int,
+    *,
+    only_batchnorm: bool = False,
+) -> None:
     """Let the first ``num_frozen`` stages take no gradient, and all others take one.
+
+    Args:
+        backbone: of which the stages are.
+        stages: from `backbone_stages`.
+        num_frozen: in [0, len(stages)].
+        only_batchnorm: of the others, the BatchNorm layers alone take one.
 
     Raises:
         ValueError: ``num_frozen`` lies outside [0, len(stages)].
     """
     _check_num_frozen(stages, num_frozen)
+    norms = batchnorm_parameters(backbone) if only_batchnorm else set()
     for i, stage in enumerate(stages):
         for name in stage.parameter_names:
             parameter = backbone.get_parameter(name)
-            parameter.requires_grad_(i >= num_frozen)
-            if i < num_frozen:
+            learns = i >= num_frozen and (not only_batchnorm or name in norms)
+            parameter.requires_grad_(learns)
+            if not learns:
                 # An optimizer would go on with weight decay and momentum for a stale gradient.
                 parameter.grad = None
 
 
-def apply_frozen_mode(backbone: nn.Module, stages: Sequence[Stage], num_frozen: int) -> None:
+def apply_frozen_mode(
+    backbone: nn.Module,
+    stages: Sequence[Stage],
+    num_frozen: int,
+    *,
+    batchnorm: BatchNormPolicy = "train",
+) -> None:
     """Put the modules of the first ``num_frozen`` stages in eval mode, all others in train mode.
 
     Call it after each ``train()`` of the model; it holds until the next one.
+
+    Args:
+        backbone: of which the stages are.
+        stages: from `backbone_stages`.
+        num_frozen: in [0, len(stages)].
+        batchnorm: `frozen` puts every BatchNorm in eval mode, so that it normalises by the
+            statistics that it came with.
 
     Raises:
         ValueError: ``num_frozen`` lies outside [0, len(stages)].
@@ -140,8 +232,10 @@ def apply_frozen_mode(backbone: nn.Module, stages: Sequence[Stage], num_frozen: 
     modules = dict(backbone.named_modules())
     for i, stage in enumerate(stages):
         for name in stage.module_names:
+            module = modules[name]
+            is_kept = batchnorm == "frozen" and isinstance(module, _BatchNorm)
             # Not .train(): it would reach into children, which may be of other stages.
-            modules[name].training = i >= num_frozen
+            module.training = i >= num_frozen and not is_kept
 
 
 def _check_num_frozen(stages: Sequence[Stage], num_frozen: int) -> None:

@@ -2,7 +2,8 @@
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class EpochTable(Callback):
     """Write one row per epoch to a CSV file and to the terminal.
 
     Args:
-        path: the CSV file; rows of an interrupted run are kept when it goes on.
+        path: the CSV file; rows of an interrupted run are kept when it goes on. None for no file.
         metrics: names of the metrics of validation, a column ``val_<name>`` each.
         monitor: the metric that decides which epoch is best.
         mode: ``max`` or ``min``.
@@ -37,7 +38,7 @@ class EpochTable(Callback):
     """
 
     def __init__(
-        self, path: Path, *, metrics: Sequence[str], monitor: str, mode: str, console: Console
+        self, path: Path | None, *, metrics: Sequence[str], monitor: str, mode: str, console: Console
     ) -> None:
         self.path = path
         self.headings = {
@@ -53,6 +54,12 @@ class EpochTable(Callback):
         self.rows: list[dict[str, float]] = []
         self._has_headings = False
 
+    def start(self, values: Mapping[str, float], epochs: int) -> None:
+        """Put a row of epoch 0 before the others: what the first step starts from."""
+        self.rows = [{"epoch": 0.0, **values}]
+        self._write()
+        self._print(epochs)
+
     def state_dict(self) -> dict[str, Any]:
         """Keep the rows in the checkpoint, so that a resumed run has the whole table."""
         return {"rows": self.rows}
@@ -63,12 +70,16 @@ class EpochTable(Callback):
 
     @property
     def best_epoch(self) -> int:
-        """The epoch, from 1, with the best monitored value, the first of equals."""
+        """The epoch (0: the probe) with the best monitored value, of equals the smallest loss."""
         sign = 1 if self.mode == "max" else -1
 
-        def goodness(row: dict[str, float]) -> float:
+        def goodness(row: dict[str, float]) -> tuple[float, float]:
             value = sign * row.get(self.monitor, math.nan)
-            return -math.inf if math.isnan(value) else value
+            loss = row.get("val_loss", math.nan)
+            return (
+                -math.inf if math.isnan(value) else value,
+                -math.inf if math.isnan(loss) else -loss,
+            )
 
         return int(max(self.rows, key=goodness)["epoch"])
 
@@ -80,8 +91,12 @@ class EpochTable(Callback):
         row = {"epoch": trainer.current_epoch + 1.0, "lr": max(rates), **values}
         self.rows.append({key: row[key] for key in self.headings if key in row})
         if trainer.is_global_zero:
-            write_rows(self.path, self.rows, columns=self.headings)
+            self._write()
             self._print(trainer.max_epochs or 1)
+
+    def _write(self) -> None:
+        if self.path is not None:
+            write_rows(self.path, self.rows, columns=self.headings)
 
     def _print(self, epochs: int) -> None:
         row = self.rows[-1]
@@ -164,6 +179,40 @@ class StepProgress(Callback):
         """Give the terminal back."""
         del trainer, pl_module, stage
         self.progress.stop()
+
+
+class Deadline(Callback):
+    """End the training at a step after which validation would hardly end in time.
+
+    The step ends its epoch: validation follows, and a checkpoint, as after any other epoch.
+
+    Args:
+        deadline: by ``time.monotonic()``; the first process's clock decides for all.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.validation_seconds = 0.0
+        self._validation_began = 0.0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count."""
+        del trainer, pl_module
+        self._validation_began = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember how long a validation takes."""
+        del trainer, pl_module
+        self.validation_seconds = time.monotonic() - self._validation_began
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *arguments: Any
+    ) -> None:
+        """Look at the clock."""
+        del pl_module, arguments
+        is_late = time.monotonic() + 2 * self.validation_seconds >= self.deadline
+        if trainer.strategy.broadcast(is_late):
+            trainer.should_stop = True
 
 
 def write_rows(path: Path, rows: list[dict[str, float]], *, columns: Iterable[str]) -> None:

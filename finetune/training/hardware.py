@@ -32,6 +32,17 @@ class Hardware:
     reasons: dict[str, str]
 
     @property
+    def device(self) -> torch.device:
+        """The first device, for what one process does alone."""
+        return torch.device("cuda" if self.accelerator == "gpu" else "cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        known = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        return known.get(self.precision, torch.float32)
+
+    @property
     def world_size(self) -> int:
         """Processes in all."""
         return self.devices * self.num_nodes

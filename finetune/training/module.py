@@ -18,14 +18,17 @@ from finetune.errors import TrainingError
 from finetune.models.answers import Task, as_hot, to_probabilities
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import (
-    FreezePolicy,
+    Freezing,
     apply_frozen_mode,
     backbone_stages,
+    batchnorm_parameters,
+    check_freezing,
     open_stages,
     set_frozen,
 )
 from finetune.training.losses import image_losses
 from finetune.training.mixing import Mix
+from finetune.training.watch import LossWatch
 
 Batch = tuple[Tensor, Tensor]
 """Images ``[B, 3, S, S]`` in 0..255 (uint8 or float) and targets: classes ``[B]`` int64, or with
@@ -44,11 +47,13 @@ class FineTuning(LightningModule):
         mix: of a training batch; None leaves it as it is.
         metrics: of probabilities ``[B, C]`` and targets; logged as ``val_<name>``.
         monitor: the logged metric that chooses the best checkpoint.
-        freeze_policy: which stages of the backbone learn, and when.
-        epochs_per_stage: for the policy ``gradual``.
+        freezing: what of the backbone learns, and when.
         seed: of dropout and its like, and of mixing.
         create_optimizers: the groups of parameters by part (stages from input to output, then
             ``head``), the number of optimizer steps and of epochs to what Lightning expects.
+
+    Raises:
+        ConfigError: ``freezing`` leaves nothing to learn, or does not fit the backbone.
     """
 
     def __init__(
@@ -62,8 +67,7 @@ class FineTuning(LightningModule):
         mix: Mix | None,
         metrics: MetricCollection,
         monitor: str,
-        freeze_policy: FreezePolicy,
-        epochs_per_stage: int,
+        freezing: Freezing,
         seed: int,
         create_optimizers: Callable[
             [Mapping[str, list[nn.Parameter]], int, int], OptimizerLRScheduler
@@ -84,50 +88,72 @@ class FineTuning(LightningModule):
         self.val_loss = MeanMetric(nan_strategy="disable")
         self._support = torch.zeros(0)
         self.stages = backbone_stages(classifier.backbone)
-        self.freeze_policy: FreezePolicy = freeze_policy
-        self.epochs_per_stage = epochs_per_stage
+        check_freezing(classifier.backbone, self.stages, freezing)
+        self.freezing = freezing
         self.seed = seed
         self._create_optimizers = create_optimizers
+        self._watch = LossWatch()
+        self._suffix: list[nn.Module] = []
         # DDP only sees parameters that take gradients when it wraps the model, so a stage
         # that opens later must be open until then.
-        self.num_frozen = len(self.stages) if freeze_policy == "backbone" else 0
+        is_closed = freezing.policy == "backbone"
+        self.num_frozen = len(self.stages) if is_closed else freezing.stages
         self._freeze()
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """Name the parameters that ever learn, by stage from input to output, then the head."""
         head = [p for p in self.classifier.head.parameters() if p.requires_grad]
-        if self.freeze_policy == "backbone":
+        if self.freezing.policy == "backbone":
             return {"head": head}
-        parameters = dict(self.classifier.backbone.named_parameters())
+        backbone = self.classifier.backbone
+        parameters = dict(backbone.named_parameters())
+        learns = set(parameters)
+        if self.freezing.only_batchnorm:
+            learns = batchnorm_parameters(backbone)
         # Some backbones of timm (hgnet, mambaout) have a stage of this name themselves.
         stages = {
             "backbone.head" if stage.name == "head" else stage.name: [
-                parameters[name] for name in stage.parameter_names
+                parameters[name] for name in stage.parameter_names if name in learns
             ]
-            for stage in self.stages
+            for stage in self.stages[self.freezing.stages :]
         }
         return {**stages, "head": head}
+
+    def start_at(self, suffix: nn.Module) -> None:
+        """Take what a frozen prefix gives, instead of images, from now on.
+
+        Args:
+            suffix: activations to pooled features ``[B, F]``, made of the backbone's own modules.
+        """
+        self._suffix = [suffix]  # in a list: its parameters are the classifier's already
+
+    @property
+    def suffix(self) -> tuple[nn.Module, ...]:
+        """What `start_at` was given, if anything."""
+        return tuple(self._suffix)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; what is frozen stays in eval mode, so its BatchNorm does not move."""
         super().train(mode)
         if mode:
-            apply_frozen_mode(self.classifier.backbone, self.stages, self.num_frozen)
+            apply_frozen_mode(
+                self.classifier.backbone,
+                self.stages,
+                self.num_frozen,
+                batchnorm=self.freezing.batchnorm,
+            )
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give logits ``[B, C]`` for images ``[B, 3, S, S]`` in 0..255."""
+        """Give logits ``[B, C]`` for images ``[B, 3, S, S]`` in 0..255; see `start_at`."""
+        for suffix in self._suffix:
+            return cast(Tensor, self.classifier.head(suffix(images)))
         normalised = self.normalise(images).contiguous(memory_format=torch.channels_last)
         return cast(Tensor, self.classifier(normalised))
 
     def on_train_epoch_start(self) -> None:
         """Open the stages that learn in this epoch."""
-        num_open = open_stages(
-            self.freeze_policy,
-            epoch=self.current_epoch,
-            num_stages=len(self.stages),
-            epochs_per_stage=self.epochs_per_stage,
-        )
+        num_open = open_stages(self.freezing, epoch=self.current_epoch, num_stages=len(self.stages))
         self.num_frozen = len(self.stages) - num_open
         self._freeze()
         self.train()
@@ -139,13 +165,20 @@ class FineTuning(LightningModule):
             torch.manual_seed(sample_seed(self.seed, self.current_epoch, self.global_rank))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Return the loss of one batch."""
+        """Return the loss of one batch.
+
+        Raises:
+            TrainingError: the loss is not finite (on a GPU, that of the step before).
+        """
         images, targets = batch
         if self.mix is not None:
             # Not torch's generator: dropout shall not depend on what is mixed.
             key = [self.seed, self.current_epoch, batch_index, self.global_rank]
             images, targets = self.mix(images, targets, np.random.default_rng(key))
         loss = cast(Tensor, self.loss(self(images), targets))
+        if not self._watch.is_finite(loss):
+            where = f"epoch {self.current_epoch + 1}, step {self.global_step + 1}"
+            raise _not_finite(f"The training loss is not finite in {where}")
         self.log(
             "train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True
         )
@@ -161,11 +194,8 @@ class FineTuning(LightningModule):
         for name, label in (("train_loss", "training"), ("val_loss", "validation")):
             mean = self.trainer.callback_metrics.get(name)
             if mean is not None and not torch.isfinite(mean):
-                raise TrainingError(
-                    f"The {label} loss is {mean.item()} in epoch {self.current_epoch + 1}; the "
-                    "last finite checkpoint is kept. Try a smaller optimizer.lr, or "
-                    "trainer.precision=32."
-                )
+                epoch = self.current_epoch + 1
+                raise _not_finite(f"The {label} loss is {mean.item()} in epoch {epoch}")
         monitored = self.trainer.callback_metrics.get(self.monitor)
         if monitored is not None and torch.isnan(monitored):
             counted = self._support.clone()  # made in inference mode, where nothing else may write
@@ -202,7 +232,19 @@ class FineTuning(LightningModule):
         return self._create_optimizers(self.parts(), steps, self.trainer.max_epochs or 1)
 
     def _freeze(self) -> None:
-        set_frozen(self.classifier.backbone, self.stages, self.num_frozen)
+        set_frozen(
+            self.classifier.backbone,
+            self.stages,
+            self.num_frozen,
+            only_batchnorm=self.freezing.only_batchnorm,
+        )
+
+
+def _not_finite(what: str) -> TrainingError:
+    return TrainingError(
+        f"{what}; the last finite checkpoint is kept. Try a smaller optimizer.lr, or "
+        "trainer.precision=32."
+    )
 
 
 def why_undefined(monitor: str, support: Sequence[float], class_names: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """The Lightning Trainer of a run, and one fit with it."""
 
 import logging
+import math
 import signal
 import warnings
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from torch import Tensor
 
 from finetune.errors import DataError, TrainingError
 from finetune.training.checkpoints import AtomicCheckpointIO
@@ -27,7 +29,8 @@ def create_trainer(
     early_stopping_patience: int | None,
     monitor: str,
     mode: str,
-    checkpoints: Path,
+    folder: Path,
+    keeps_checkpoints: bool = True,
     stages_open_later: bool,
     synchronise_batchnorm: bool,
     callbacks: Sequence[Callback],
@@ -43,7 +46,8 @@ def create_trainer(
         early_stopping_patience: epochs without improvement; None to go on to the end.
         monitor: the logged metric that decides.
         mode: ``max`` where more of it is better, else ``min``.
-        checkpoints: folder for ``best.ckpt`` and ``last.ckpt``.
+        folder: of the run; ``best.ckpt`` and ``last.ckpt`` go to ``checkpoints`` in it.
+        keeps_checkpoints: whether they do.
         stages_open_later: parameters may be without gradients at first (gradual unfreezing).
         synchronise_batchnorm: compute training statistics over all GPUs.
         callbacks: further callbacks.
@@ -55,10 +59,11 @@ def create_trainer(
         all_callbacks.append(
             EarlyStopping(monitor, mode=mode, patience=early_stopping_patience, check_finite=True)
         )
-    all_callbacks += [
-        _checkpoint(checkpoints, "best", monitor=monitor, mode=mode),
-        _checkpoint(checkpoints, "last"),
-    ]
+    if keeps_checkpoints:
+        all_callbacks += [
+            _checkpoint(folder / "checkpoints", "best", monitor=monitor, mode=mode),
+            _checkpoint(folder / "checkpoints", "last"),
+        ]
     return Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
@@ -73,7 +78,8 @@ def create_trainer(
         callbacks=all_callbacks,
         logger=logger or False,
         plugins=[AtomicCheckpointIO()],
-        default_root_dir=checkpoints.parent,
+        default_root_dir=folder,
+        enable_checkpointing=keeps_checkpoints,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -112,7 +118,8 @@ def fit(
         raise TrainingError(
             f"The GPU's memory is too small: {str(error).split('.')[0]}. Try a smaller "
             "trainer.batch_size (with trainer.accumulate_batches to keep the step), or a "
-            "smaller model.image_size_px."
+            "smaller model.image_size_px; `finetune tune find=batch_size` with the same settings "
+            "says what fits."
         ) from error
     except DataError as error:
         # A worker's exception comes wrapped in its traceback; the last line is ours.
@@ -121,6 +128,9 @@ def fit(
         ) from None
     finally:
         signal.signal(signal.SIGINT, handler)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # One process goes on alone: a metric that it computes would wait for the others.
+        torch.distributed.destroy_process_group()
     return True
 
 
@@ -131,7 +141,17 @@ def quiet_lightning() -> None:
 
 
 class _MovableCheckpoint(ModelCheckpoint):
-    """Remember what was best also when the run directory has another name by now."""
+    """Remember what was best also when the run directory has another name by now.
+
+    Of equal values, that with the smaller loss is better: on few images, many epochs are equally
+    accurate, and the first of them is hardly trained.
+    """
+
+    _loss_of_best = math.inf
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state, with the loss of the best."""
+        return {**super().state_dict(), "loss_of_best": self._loss_of_best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state, with the paths of today."""
@@ -142,7 +162,18 @@ class _MovableCheckpoint(ModelCheckpoint):
         }
         best = state_dict["best_k_models"]
         moved["best_k_models"] = {path.replace(old, new): best[path] for path in best}
+        self._loss_of_best = moved.pop("loss_of_best", math.inf)
         super().load_state_dict(moved)
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Tell whether ``current`` is better, or equal with a smaller loss."""
+        loss = float(trainer.callback_metrics.get("val_loss", math.inf))
+        is_better = super().check_monitor_top_k(trainer, current)
+        is_equal = current is not None and current == self.best_model_score
+        if is_better or (is_equal and loss < self._loss_of_best):
+            self._loss_of_best = loss
+            return True
+        return False
 
 
 def _checkpoint(folder: Path, name: str, **settings: Any) -> ModelCheckpoint:
@@ -166,7 +197,11 @@ def _strategy(hardware: Hardware, *, stages_open_later: bool) -> Strategy | str:
                 find_unused_parameters=stages_open_later, process_group_backend=backend
             )
         case "fsdp":
-            return FSDPStrategy(use_orig_params=True, state_dict_type="full")
+            # As DDP does by itself: all start from the weights of the first process, which alone
+            # has fitted the probe.
+            return FSDPStrategy(
+                use_orig_params=True, state_dict_type="full", sync_module_states=True
+            )
         case _:
             return "auto"
 
@@ -175,10 +210,13 @@ def _ignore_known_warnings() -> None:
     """Silence what Lightning says about choices that are made on purpose here."""
     known = (
         r".*does not have many workers.*",
+        r".*module\(s\) in eval mode at the start of training.*",  # frozen, on purpose
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*number of training batches .* is smaller than the logging interval.*",
         r".*`weights_only` was not set.*",
         r".*isinstance\(treespec, LeafSpec\).*",
+        # The probe leaves them so; each epoch sets the modes anew.
+        r".*module\(s\) in eval mode at the start of training.*",
         r".*You're resuming from a checkpoint that ended before the epoch ended.*",
     )
     for message in known:

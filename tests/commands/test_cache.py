@@ -2,10 +2,12 @@ import os
 
 import numpy as np
 import pytest
+import torch
 
 from finetune.cli import main
 from finetune.commands import cache
 from finetune.data.image_cache import open_image_cache
+from finetune.training.feature_cache import open_feature_cache
 
 
 @pytest.fixture
@@ -49,7 +51,11 @@ def test_it_shows_what_is_kept(folder, capsys, monkeypatch):
     [
         ("images", [1, 0], ["Removed from images: 2 files"]),
         ("audits", [0, 2], ["Removed from audits: 1 file,"]),
-        ("all", [0, 0], ["audits: 1 file,", "downloads: 0 files", "images: 2 files"]),
+        (
+            "all",
+            [0, 0],
+            ["audits: 1 file,", "downloads: 0 files", "features: 0 files", "images: 2 files"],
+        ),
     ],
 )
 def test_it_removes_what_is_named(folder, capsys, what, left, said):
@@ -58,6 +64,16 @@ def test_it_removes_what_is_named(folder, capsys, what, left, said):
     assert count(folder) == left
     assert all(text in printed for text in said)
     assert printed.count("Removed") == len(said)
+
+
+def test_features_are_shown_and_removed(tmp_path, capsys):
+    features = open_feature_cache(tmp_path / "features", key="ab" * 32)
+    features.add(["00" * 32], torch.ones(1, 4))
+    assert call("clear=images", folder=tmp_path) == 0
+    assert len(list((tmp_path / "features").iterdir())) == 1
+    assert call("clear=features", folder=tmp_path) == 0
+    assert "Removed from features: 1 file," in capsys.readouterr().out
+    assert not list((tmp_path / "features").iterdir())
 
 
 def test_it_removes_only_what_was_made_here(folder, tmp_path_factory):

@@ -10,8 +10,12 @@ from torch import nn
 from finetune.errors import ConfigError
 from finetune.models.backbones import create_backbone
 from finetune.models.freezing import (
+    Freezing,
     apply_frozen_mode,
     backbone_stages,
+    batchnorm_parameters,
+    check_freezing,
+    has_batchnorm,
     open_stages,
     set_frozen,
     stage_indices,
@@ -205,24 +209,83 @@ def test_an_impossible_count_is_refused(function, num_frozen):
 
 
 def test_gradual_opens_the_head_first_and_then_one_stage_at_a_time():
-    opened = [
-        open_stages("gradual", epoch=epoch, num_stages=3, epochs_per_stage=2) for epoch in range(10)
-    ]
+    gradual = Freezing("gradual", epochs_per_stage=2)
+    opened = [open_stages(gradual, epoch=epoch, num_stages=3) for epoch in range(10)]
     assert opened == [0, 0, 1, 1, 2, 2, 3, 3, 3, 3]
 
 
 @given(
-    epoch=st.integers(0, 1000), num_stages=st.integers(0, 60), epochs_per_stage=st.integers(1, 50)
+    epoch=st.integers(0, 1000),
+    num_stages=st.integers(0, 60),
+    epochs_per_stage=st.integers(1, 50),
+    kept=st.integers(0, 70),
 )
-def test_open_stages_stay_in_range_and_never_close_again(epoch, num_stages, epochs_per_stage):
-    arguments = {"num_stages": num_stages, "epochs_per_stage": epochs_per_stage}
-    assert open_stages("none", epoch=epoch, **arguments) == num_stages
-    assert open_stages("backbone", epoch=epoch, **arguments) == 0
-    now = open_stages("gradual", epoch=epoch, **arguments)
-    then = open_stages("gradual", epoch=epoch + 1, **arguments)
-    assert 0 <= now <= then <= min(num_stages, now + 1)
+def test_open_stages_stay_in_range_and_never_close_again(epoch, num_stages, epochs_per_stage, kept):
+    def opened(policy, epoch):
+        freezing = Freezing(policy, epochs_per_stage, stages=kept)
+        return open_stages(freezing, epoch=epoch, num_stages=num_stages)
+
+    most = max(0, num_stages - kept)
+    for policy in ("none", "probe_then_finetune", "batchnorm_only"):
+        assert opened(policy, epoch) == most
+    assert opened("backbone", epoch) == 0
+    now, then = opened("gradual", epoch), opened("gradual", epoch + 1)
+    assert 0 <= now <= then <= min(most, now + 1)
 
 
 def test_epochs_per_stage_must_be_positive():
     with pytest.raises(ConfigError, match=r"freeze\.epochs_per_stage: got 0"):
-        open_stages("gradual", epoch=0, num_stages=3, epochs_per_stage=0)
+        open_stages(Freezing("gradual", epochs_per_stage=0), epoch=0, num_stages=3)
+
+
+def test_nothing_left_to_learn_is_refused():
+    backbone = _on_meta("nano")
+    stages = backbone_stages(backbone)
+    for policy in ("none", "probe_then_finetune", "gradual", "batchnorm_only"):
+        check_freezing(backbone, stages, Freezing(policy, stages=4))
+        with pytest.raises(ConfigError, match=r"freeze\.stages: got 5, but .* has 5 stages"):
+            check_freezing(backbone, stages, Freezing(policy, stages=5))
+    check_freezing(backbone, stages, Freezing("backbone", stages=5))
+
+
+def test_batchnorm_only_needs_batchnorm():
+    with_none = _on_meta("vit_tiny_patch16_224")
+    assert batchnorm_parameters(with_none) == set()
+    assert not has_batchnorm(with_none)
+    with pytest.raises(ConfigError, match=r"batchnorm_only, but this backbone has no BatchNorm"):
+        check_freezing(with_none, backbone_stages(with_none), Freezing("batchnorm_only"))
+
+
+@pytest.mark.parametrize("num_frozen", [0, 2])
+def test_batchnorm_only_moves_batchnorm_of_open_stages_and_nothing_else(num_frozen):
+    torch.manual_seed(0)
+    backbone = create_backbone("nano")
+    stages = backbone_stages(backbone)
+    set_frozen(backbone, stages, num_frozen, only_batchnorm=True)
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    backbone.train()
+    apply_frozen_mode(backbone, stages, num_frozen)
+    _train_two_steps(backbone)
+
+    norms = {
+        name
+        for stage in stages[num_frozen:]
+        for name in stage.module_names
+        if isinstance(backbone.get_submodule(name), nn.BatchNorm2d)
+    }
+    after = backbone.state_dict()
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed == {k for k in before if k.rpartition(".")[0] in norms}
+
+
+def test_frozen_batchnorm_keeps_its_statistics_and_learns_its_weights():
+    torch.manual_seed(0)
+    backbone = create_backbone("nano")
+    stages = backbone_stages(backbone)
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    backbone.train()
+    apply_frozen_mode(backbone, stages, 0, batchnorm="frozen")
+    _train_two_steps(backbone)
+    after = backbone.state_dict()
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed == {name for name, _ in backbone.named_parameters()}

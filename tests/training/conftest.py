@@ -18,6 +18,7 @@ from finetune.data.preprocess import Preprocess
 from finetune.evaluation.epoch import training_metrics
 from finetune.models.backbones import create_backbone
 from finetune.models.classifier import Classifier
+from finetune.models.freezing import Freezing
 from finetune.models.heads import create_head
 from finetune.training.callbacks import EpochTable
 from finetune.training.hardware import Hardware
@@ -42,6 +43,8 @@ def make_module() -> Callable[..., FineTuning]:
         *,
         backbone: str = "nano",
         epochs_per_stage: int = 1,
+        stages: int = 0,
+        batchnorm: Any = "train",
         num_classes: int = 2,
         dropout: float = 0.0,
         optimizer: str = "sgd",
@@ -85,8 +88,7 @@ def make_module() -> Callable[..., FineTuning]:
             mix=mix,
             metrics=training_metrics(num_classes, task=task, names=metrics),
             monitor=monitor,
-            freeze_policy=policy,
-            epochs_per_stage=epochs_per_stage,
+            freezing=Freezing(policy, epochs_per_stage, stages, batchnorm),
             seed=7,
             create_optimizers=create_optimizers,
         )
@@ -161,7 +163,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
             early_stopping_patience=patience,
             monitor=monitor,
             mode=mode,
-            checkpoints=run / "checkpoints",
+            folder=run,
             stages_open_later=gradual,
             synchronise_batchnorm=False,
             callbacks=[table, *callbacks],

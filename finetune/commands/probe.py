@@ -1,0 +1,140 @@
+"""The probe: the head fitted on features of the frozen backbone, before the first step."""
+
+import math
+import time
+from collections.abc import Mapping
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from finetune.commands.components import build_balance, monitor_key
+from finetune.commands.dataset import sets_of_copies
+from finetune.commands.setup import Setup
+from finetune.config import TrainConfig, settled
+from finetune.data.audit import Audit
+from finetune.data.discover import ImageFolder
+from finetune.data.labelled_images import LabelledImages
+from finetune.data.units import make_units
+from finetune.evaluation.epoch import training_metrics
+from finetune.models.answers import to_probabilities
+from finetune.models.heads import LinearHead
+from finetune.run import write_json
+from finetune.training.checkpoints import AtomicCheckpointIO
+from finetune.training.features import compute_features
+from finetune.training.hardware import choose_workers
+from finetune.training.losses import image_losses
+from finetune.training.module import FineTuning
+from finetune.training.probe import Probe, fit_probe
+
+
+def start_from_probe(setup: Setup) -> None:
+    """Fit the head on features of the training images, measure it, and write it down.
+
+    It becomes the head of the module, the row of epoch 0, ``probe.json`` and ``probe.ckpt``.
+    """
+    config, module, data = setup.config, setup.module, setup.data
+    began = time.monotonic()
+    assert data.resized_train is not None  # noqa: S101 - for mypy; `build_data` gives it
+    train = _features(setup, data.resized_train, "training")
+    val = _features(setup, data.val, "validation")
+    computed = time.monotonic()
+    balance = build_balance(config, setup.folder, weighs_for_sampler=True)
+    probe = fit_probe(
+        train,
+        data.train.targets,
+        num_classes=len(module.class_names),
+        task=config.task,
+        groups=_groups(setup.folder, setup.audit, config.seed),
+        seed=config.seed,
+        class_weights=balance.class_weights,
+        log_priors=balance.log_priors,
+    )
+    put_into_head(module, probe)
+    values = _measure(config, module, val, data.val.targets)
+    write_json(setup.run.probe, _record(probe, values))
+    AtomicCheckpointIO().save_checkpoint(
+        {"state_dict": {f"classifier.{k}": v for k, v in module.classifier.state_dict().items()}},
+        setup.run.probe_checkpoint,
+    )
+    monitor = monitor_key(config)
+    setup.console.print(
+        f"Probe: features of {len(train) + len(val):,} images in {computed - began:.1f} s, "
+        f"regression in {time.monotonic() - computed:.1f} s (strength {probe.strength:g} of "
+        f"{len(probe.curve)}, {probe.folds} folds): {monitor.removeprefix('val_')} "
+        f"{values[monitor]:.4f} on val",
+        highlight=False,
+        soft_wrap=True,
+    )
+    setup.epochs.start(values, settled(config.trainer.epochs))
+
+
+def put_into_head(module: FineTuning, probe: Probe) -> None:
+    """Make the probe the head."""
+    head = module.classifier.head
+    assert isinstance(head, LinearHead)  # noqa: S101 - for mypy; `starts_from_probe` has looked
+    with torch.no_grad():
+        head.linear.weight.copy_(probe.weight)
+        head.linear.bias.copy_(probe.bias)
+
+
+def _features(setup: Setup, images: LabelledImages, what: str) -> Tensor:
+    console, module, hardware = setup.console, setup.module, setup.hardware
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True,
+        disable=not console.is_terminal,
+    ) as progress:  # fmt: skip
+        task = progress.add_task(f"Features of {what} images", total=len(images))
+        return compute_features(
+            module.classifier.backbone,
+            images,
+            normalise=module.normalise,
+            device=hardware.device,
+            dtype=hardware.dtype,
+            batch_size=64,
+            workers=choose_workers(setup.config.dataset.workers),
+            on_progress=lambda done: progress.update(task, completed=done),
+        )
+
+
+def _groups(folder: ImageFolder, audit: Audit | None, seed: int) -> list[int]:
+    """Number the sets of training images that no fold may part."""
+    samples = [sample for sample in folder.samples if sample.split == "train"]
+    groups = [0] * len(samples)
+    for number, unit in enumerate(make_units(samples, sets_of_copies(audit), seed=seed)):
+        for member in unit.members:
+            groups[member] = number
+    return groups
+
+
+@torch.inference_mode()
+def _measure(
+    config: TrainConfig, module: FineTuning, features: Tensor, targets: Tensor
+) -> dict[str, float]:
+    """Measure the head on features ``[N, F]`` as validation measures the whole network."""
+    module.classifier.head.eval()
+    logits = module.classifier.head(features.to(next(module.classifier.head.parameters()).device))
+    known = targets.to(logits.device)
+    metrics = (
+        training_metrics(len(module.class_names), task=config.task, names=config.dataset.metrics)
+        .clone(prefix="val_")
+        .to(logits.device)
+    )
+    metrics.update(to_probabilities(logits, config.task), known)
+    scores = {name: float(value) for name, value in metrics.compute().items()}
+    return {"val_loss": float(image_losses(logits, known, config.task).mean()), **scores}
+
+
+def _record(probe: Probe, values: Mapping[str, float]) -> dict[str, object]:
+    return {
+        "strength": probe.strength,
+        "folds": probe.folds,
+        "iterations": probe.iterations,
+        "is_converged": probe.is_converged,
+        "curve": [{"strength": s, "log_loss": loss} for s, loss in probe.curve],
+        "val": {
+            name.removeprefix("val_"): None if math.isnan(value) else value
+            for name, value in values.items()
+        },
+    }

@@ -1,0 +1,137 @@
+"""``recipe=auto``: every setting that is ``auto``, chosen by images, backbone and machine."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel
+
+from finetune.commands.dataset import shorter_side_px
+from finetune.config import InspectConfig, TrainConfig
+from finetune.data.audit import Audit
+from finetune.data.discover import ImageFolder
+from finetune.models.backbones import pretrained_size_px
+from finetune.training.hardware import Hardware
+from finetune.training.recipe import (
+    Choice,
+    Facts,
+    choose_augmentation,
+    choose_image_size,
+    choose_recipe,
+)
+from finetune.usage import CONF
+
+Config = TypeVar("Config", bound=BaseModel)
+
+OPEN = ("auto", "find")
+"""What a recipe puts values for; `finetune.commands.rates` then finds those of ``find``."""
+
+
+def settle_recipe(
+    config: TrainConfig,
+    folder: ImageFolder,
+    audit: Audit | None,
+    hardware: Hardware,
+    *,
+    decided: Mapping[str, Any] | None = None,
+) -> tuple[TrainConfig, dict[str, Choice]]:
+    """Put a value for each ``auto`` that a recipe can choose.
+
+    Args:
+        config: of the training.
+        folder: images with their splits.
+        audit: knows how large they are; None where it is not known.
+        hardware: what it runs on.
+        decided: what a run that goes on has chosen when it began; None to choose.
+
+    Returns:
+        The config without ``auto``, and each choice by its dotted name.
+    """
+    if decided is not None:
+        choices = {key: Choice(value, "as the run began") for key, value in decided.items()}
+        return fill_in(config, {key: choice.value for key, choice in choices.items()}), choices
+    choices = {}
+    has_weights = is_pretrained(config)
+    if config.freeze.policy == "probe_then_finetune" and not has_weights:
+        choices["freeze.policy"] = Choice("none", "random weights give no features to probe")
+        config = fill_in(config, {"freeze.policy": "none"})
+    trainer = config.trainer
+    facts = Facts(
+        num_images=sum(sample.split == "train" for sample in folder.samples),
+        num_classes=len(folder.class_names),
+        shorter_side_px=shorter_side_px(audit),
+        native_size_px=pretrained_size_px(config.model.backbone),
+        is_pretrained=has_weights,
+        starts_from_probe=starts_from_probe(config),
+        policy=config.freeze.policy,
+        accelerator=hardware.accelerator,
+        world_size=hardware.world_size,
+        batch_size=_typed(trainer.batch_size),
+        epochs=_typed(trainer.epochs),
+    )
+    open_keys = {
+        key: choice for key, choice in choose_recipe(facts).items() if _value(config, key) in OPEN
+    }
+    choices |= open_keys
+    return fill_in(config, {key: choice.value for key, choice in choices.items()}), choices
+
+
+def settle_inspected(config: InspectConfig, folder: ImageFolder, audit: Audit) -> InspectConfig:
+    """Put a value for each ``auto`` that a picture of what a training sees depends on."""
+    num_images = sum(sample.split == "train" for sample in folder.samples)
+    size = choose_image_size(
+        shorter_side_px(audit),
+        native_size_px=pretrained_size_px(config.model.backbone),
+        is_pretrained=is_pretrained(config),
+    )
+    choices = {
+        "augmentation.transforms": choose_augmentation(num_images),
+        "model.image_size_px": size,
+    }
+    return fill_in(
+        config, {k: choice.value for k, choice in choices.items() if _value(config, k) in OPEN}
+    )
+
+
+def is_pretrained(config: TrainConfig | InspectConfig) -> bool:
+    """Tell whether the backbone brings weights."""
+    return config.model.pretrained or config.model.weights is not None
+
+
+def starts_from_probe(config: TrainConfig) -> bool:
+    """Tell whether the head is fitted on features; only a linear one can be."""
+    return (
+        config.freeze.policy in ("probe_then_finetune", "backbone") and config.head.name == "linear"
+    )
+
+
+def needs_steps(config: TrainConfig) -> bool:
+    """Tell whether anything is left to learn after the probe."""
+    return not (config.freeze.policy == "backbone" and starts_from_probe(config))
+
+
+def fill_in(config: Config, values: Mapping[str, Any]) -> Config:
+    """Put values in place of others, by dotted name; the name of an augmentation is spelled out."""
+    for key, value in values.items():
+        group, _, name = key.partition(".")
+        put = transforms_of(value) if key == "augmentation.transforms" else value
+        inner = getattr(config, group).model_copy(update={name: put})
+        config = config.model_copy(update={group: inner})
+    return config
+
+
+def _value(config: BaseModel, key: str) -> Any:
+    """Give the value of a dotted name; None where the chosen option has no such key."""
+    group, _, name = key.partition(".")
+    return getattr(getattr(config, group), name, None)
+
+
+def _typed(value: int | Literal["auto", "find"]) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def transforms_of(option: str) -> list[dict[str, Any]]:
+    """Read the transforms of one of our own options of ``augmentation``."""
+    text = (CONF / "augmentation" / f"{option}.yaml").read_text(encoding="utf-8")
+    transforms: list[dict[str, Any]] = yaml.safe_load(text)["transforms"]
+    return transforms

@@ -1,0 +1,230 @@
+"""Everything that a training is made of, built from the config; what can be refused, is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import rich
+from lightning.pytorch import seed_everything
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+from finetune.commands.batch_size import put_batch_size
+from finetune.commands.components import (
+    build_classifier,
+    build_hardware,
+    build_module,
+    build_preprocess,
+    monitor_key,
+    monitor_mode,
+)
+from finetune.commands.dataset import data_name
+from finetune.commands.folds import OpenRun
+from finetune.commands.images import images_of, parent_run
+from finetune.commands.loaders import build_data
+from finetune.commands.recipe import fill_in, settle_recipe
+from finetune.commands.settle import settle
+from finetune.config import TrainConfig, settled
+from finetune.data.audit import Audit
+from finetune.data.datamodule import ImageDataModule
+from finetune.data.discover import ImageFolder
+from finetune.data.preprocess import Preprocess
+from finetune.errors import ConfigError, RunError
+from finetune.models.classifier import Classifier
+from finetune.run import RunDirectory, check_run, create_run, read_record
+from finetune.training.callbacks import EpochTable
+from finetune.training.checkpoints import load_checkpoint
+from finetune.training.hardware import Hardware
+from finetune.training.module import FineTuning
+from finetune.training.optim import check_optimizer
+from finetune.training.recipe import Choice
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a training is made of.
+
+    Attributes:
+        config: settled.
+        folder: images with their splits.
+        audit: None where the run goes on.
+        preprocess: of validation.
+        data: the loaders.
+        module: what learns.
+        hardware: what it runs on.
+        run: where it writes.
+        epochs: the table of epochs.
+        reasons: what was decided by the counts of the classes.
+        choices: of the recipe, by dotted name.
+        console: quiet in all processes but the first.
+        is_main: whether this is the first process.
+    """
+
+    config: TrainConfig
+    folder: ImageFolder
+    audit: Audit | None
+    preprocess: Preprocess
+    data: ImageDataModule
+    module: FineTuning
+    hardware: Hardware
+    run: RunDirectory
+    epochs: EpochTable
+    reasons: Mapping[str, str]
+    choices: Mapping[str, Choice]
+    console: Console
+    is_main: bool
+
+    @property
+    def classifier(self) -> Classifier:
+        """The network that learns."""
+        return self.module.classifier
+
+    def with_choices(self, choices: Mapping[str, Choice]) -> "Setup":
+        """Put further choices in place; what learns is made anew, of the same network."""
+        config = fill_in(self.config, {key: choice.value for key, choice in choices.items()})
+        module = build_module(config, self.classifier, self.preprocess, self.folder)
+        for suffix in self.module.suffix:
+            module.start_at(suffix)
+        return replace(self, config=config, module=module, choices={**self.choices, **choices})
+
+
+def prepare(config: TrainConfig, open_folds: OpenRun | None) -> Setup:
+    """Build everything. Whatever can be refused is refused before any weight is loaded.
+
+    Args:
+        config: validated settings.
+        open_folds: gives the run of which this is a fold; None for a run of its own.
+
+    Raises:
+        FinetuneError: what is wrong, for the user.
+    """
+    is_main = getattr(rank_zero_only, "rank", 0) == 0
+    console = rich.get_console() if is_main else Console(quiet=True)
+    hardware = build_hardware(config)
+    check_optimizer(config.optimizer.name)
+    _check_finding(config, hardware)
+    folder, audit = images_of(config, console, is_main=is_main, looks_ahead=open_folds is not None)
+    config, reasons = settle(config, folder)
+    if config.resume is None:
+        config = put_batch_size(config, folder, audit, hardware, console)
+    decided = _decided(config, is_main=is_main)
+    config, choices = settle_recipe(config, folder, audit, hardware, decided=decided)
+    _check_batches(config, folder, hardware)
+    _check_resumable(config)
+    is_first = open_folds is None or config.dataset.fold == 0
+    if is_main and config.resume is None and is_first:
+        check_run(config.runs, data_name(config.dataset), config.name)
+
+    seed_everything(config.seed, verbose=False)
+    classifier = build_classifier(
+        config, num_classes=len(folder.class_names), load_weights=config.resume is None
+    )
+    preprocess = build_preprocess(config, classifier)
+    data = build_data(config, folder, audit, preprocess, hardware)
+    module = build_module(config, classifier, preprocess, folder)
+    run = _run_directory(config, open_folds, is_main=is_main)
+    epochs = EpochTable(
+        run.epochs,
+        metrics=config.dataset.metrics,
+        monitor=monitor_key(config),
+        mode=monitor_mode(config),
+        console=console,
+    )
+    return Setup(
+        config=config,
+        folder=folder,
+        audit=audit,
+        preprocess=preprocess,
+        data=data,
+        module=module,
+        hardware=hardware,
+        run=run,
+        epochs=epochs,
+        reasons=reasons,
+        choices=choices,
+        console=console,
+        is_main=is_main,
+    )
+
+
+def _check_finding(config: TrainConfig, hardware: Hardware) -> None:
+    """Refuse to look for a rate where several processes would each find their own.
+
+    Raises:
+        ConfigError: that is asked for.
+    """
+    for key, value in (("optimizer.lr", config.optimizer.lr), ("recipe", config.recipe)):
+        if value in ("find", "search") and hardware.world_size > 1:
+            raise ConfigError(
+                f"{key}: got {value}, which runs in one process; find the rate with "
+                "trainer.devices=1, then type it: optimizer.lr=RATE."
+            )
+
+
+def _decided(config: TrainConfig, *, is_main: bool) -> dict[str, Any] | None:
+    """Return what the recipe chose when the run began; None for a run that begins."""
+    known = config.resume if config.resume is not None else parent_run(is_main=is_main)
+    if known is None:
+        return None
+    decided: dict[str, Any] = read_record(RunDirectory(known)).get("recipe", {})
+    return decided
+
+
+def _check_batches(config: TrainConfig, folder: ImageFolder, hardware: Hardware) -> None:
+    """Refuse a batch that cannot be filled, divided, or normalised over.
+
+    Raises:
+        ConfigError: which of these, and what would do.
+    """
+    size, world_size = settled(config.trainer.batch_size), hardware.world_size
+    train = sum(sample.split == "train" for sample in folder.samples)
+    if size > train:
+        raise ConfigError(
+            f"trainer.batch_size: got {size}, but there are {train} images to train on; "
+            f"use at most {train}."
+        )
+    if size % world_size:
+        raise ConfigError(
+            f"trainer.batch_size: got {size}, expected a multiple of the {world_size} processes, "
+            f"such as {(size // world_size + 1) * world_size}."
+        )
+    if size == world_size and config.freeze.batchnorm == "train":
+        raise ConfigError(
+            f"trainer.batch_size: got {size}, one image for each process; BatchNorm needs at "
+            f"least two, {2 * world_size}, or freeze.batchnorm=frozen."
+        )
+
+
+def _check_resumable(config: TrainConfig) -> None:
+    """Refuse a run without a checkpoint that can be read.
+
+    Raises:
+        RunError: the run ended before its first epoch did.
+        ModelError: the checkpoint is damaged, or none of ours.
+    """
+    if config.resume is None:
+        return
+    run = RunDirectory(config.resume)
+    last = run.last_checkpoint
+    if not last.is_file() and run.metrics.is_file():
+        raise RunError(f"resume: {config.resume} has finished; there is nothing to go on with.")
+    if not last.is_file():
+        raise RunError(
+            f"resume: {config.resume} has no {last.name}; it was interrupted before its first "
+            "epoch ended. Start anew."
+        )
+    load_checkpoint(last)
+
+
+def _run_directory(
+    config: TrainConfig, open_folds: OpenRun | None, *, is_main: bool
+) -> RunDirectory:
+    if open_folds is not None:
+        directory = open_folds().fold(int(config.dataset.fold))
+        directory.checkpoints.mkdir(parents=True, exist_ok=True)
+        return directory
+    if config.resume is not None:
+        return RunDirectory(config.resume.resolve())
+    if not is_main:  # only the main process writes
+        return RunDirectory(parent_run(is_main=False) or config.runs)
+    return create_run(config.runs, data_name(config.dataset), config.name)

@@ -1,0 +1,209 @@
+"""From what is known of the images, the backbone and the machine to settings, each with a reason.
+
+A pure function of `Facts`; what a user has typed is in the facts, and is never chosen again. The
+constants come from published recipes where there are some, and from `benchmarks/RESULTS.md` where
+we measured: the source stands beside each.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from finetune.models.freezing import FreezePolicy
+
+Value = float | int | str
+
+
+class Choice(NamedTuple):
+    """A setting and why it was chosen."""
+
+    value: Value
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the recipe looks at.
+
+    Attributes:
+        num_images: to train on.
+        num_classes: of the data.
+        shorter_side_px: of the middle image; None if unknown.
+        native_size_px: the images that the backbone was made for.
+        is_pretrained: whether the backbone brings weights.
+        starts_from_probe: whether the head is fitted before the first step.
+        policy: what learns.
+        accelerator: ``cpu`` or ``gpu``.
+        world_size: processes that share a batch.
+        batch_size: as typed; None to choose.
+        epochs: as typed; None to choose.
+    """
+
+    num_images: int
+    num_classes: int
+    shorter_side_px: float | None
+    native_size_px: int
+    is_pretrained: bool
+    starts_from_probe: bool
+    policy: FreezePolicy
+    accelerator: Literal["cpu", "gpu"]
+    world_size: int
+    batch_size: int | None
+    epochs: int | None
+
+
+# Steps, not epochs, are what a schedule needs: Kolesnikov et al. 2020 (BiT-HyperRule) take 500 for
+# fewer than 20,000 images, 10,000 for fewer than 500,000, else 20,000, of 512 images each. From a
+# fitted head far fewer do; see benchmarks/RESULTS.md, "What the recipe is made of".
+_BATCH_SIZE = 32
+_MAX_BATCH_SHARE = 1 / 6
+_EPOCHS = ((500, 12), (2_000, 8), (10_000, 4), (100_000, 3))
+_EPOCHS_BEYOND = 2
+_SCRATCH_FACTOR = 4
+_MIXUP_FROM_IMAGES = 20_000
+_BATCHNORM_FROM_IMAGES = 10_000
+_BATCHNORM_FROM_BATCH = 16
+_SIZES_PX = (32, 48, 64, 96, 128)
+
+
+def choose_recipe(facts: Facts) -> dict[str, Choice]:
+    """Choose every setting that a recipe can, by its dotted name in the config.
+
+    Args:
+        facts: about images, backbone and machine.
+    """
+    batch_size = _batch_size(facts)
+    chosen_size = int(batch_size.value) if facts.batch_size is None else facts.batch_size
+    epochs = _epochs(facts)
+    num_epochs = int(epochs.value) if facts.epochs is None else facts.epochs
+    steps = max(1, facts.num_images // chosen_size) * num_epochs
+    return {
+        "model.image_size_px": choose_image_size(
+            facts.shorter_side_px,
+            native_size_px=facts.native_size_px,
+            is_pretrained=facts.is_pretrained,
+        ),
+        "trainer.batch_size": batch_size,
+        "trainer.epochs": epochs,
+        **_rates(facts),
+        "optimizer.weight_decay": Choice(0.05, "not on norms and biases; ConvNeXt's value"),
+        "scheduler.warmup_epochs": choose_warmup(num_epochs),
+        "freeze.batchnorm": _batchnorm(facts, chosen_size),
+        "augmentation.transforms": choose_augmentation(facts.num_images),
+        "augmentation.mixup_alpha": _mixup(facts),
+        "trainer.ema_decay": _ema(steps),
+    }
+
+
+def fit_to_time(epochs: int, *, epoch_seconds: float, seconds: float) -> Choice:
+    """Plan as many epochs as there is time for, at most ``epochs``.
+
+    Args:
+        epochs: without a limit, >= 1.
+        epoch_seconds: of one epoch with its validation, > 0.
+        seconds: left for training.
+
+    Returns:
+        A number in [0, ``epochs``]; 0 where not even one epoch fits.
+    """
+    fitting = min(epochs, max(0, math.floor(seconds / epoch_seconds)))
+    if fitting == epochs:
+        return Choice(epochs, f"an epoch takes about {epoch_seconds:.0f} s, so all fit")
+    return Choice(
+        fitting,
+        f"an epoch takes about {epoch_seconds:.0f} s, and {seconds:.0f} s are left for training; "
+        f"without the limit {epochs}",
+    )
+
+
+def choose_image_size(
+    shorter_side_px: float | None, *, native_size_px: int, is_pretrained: bool
+) -> Choice:
+    """Choose the side of the square that the network sees.
+
+    Args:
+        shorter_side_px: of the middle image; None if unknown.
+        native_size_px: what the backbone was made for.
+        is_pretrained: whether it brings weights, which expect that size.
+    """
+    if is_pretrained or shorter_side_px is None:
+        return Choice(native_size_px, "what the backbone was made for")
+    sizes = [size for size in _SIZES_PX if size <= shorter_side_px] or [_SIZES_PX[0]]
+    return Choice(max(sizes), f"the images have {shorter_side_px:.0f} px; at most 128")
+
+
+def choose_augmentation(num_images: int) -> Choice:
+    """Choose one of the options of ``augmentation``, for ``num_images`` to train on."""
+    return Choice("standard", f"{num_images:,} images to train on")
+
+
+def choose_warmup(epochs: int) -> Choice:
+    """Choose the epochs in which the rates rise (Goyal et al. 2017)."""
+    return Choice(round(min(1.0, 0.1 * epochs), 2), "a tenth of the training, at most one epoch")
+
+
+def describe(choices: Mapping[str, Choice]) -> dict[str, str]:
+    """Put each choice into words: ``value (reason)``."""
+    return {key: f"{choice.value} ({choice.reason})" for key, choice in choices.items()}
+
+
+def _batch_size(facts: Facts) -> Choice:
+    largest = max(2, int(facts.num_images * _MAX_BATCH_SHARE))
+    size = min(_BATCH_SIZE, 2 ** int(math.log2(largest)))
+    reason = "of one step" if size == _BATCH_SIZE else "at least six steps an epoch"
+    size = max(2, size // facts.world_size) * facts.world_size
+    return Choice(min(size, max(facts.num_images, 1)), reason)
+
+
+def _epochs(facts: Facts) -> Choice:
+    epochs = next((n for most, n in _EPOCHS if facts.num_images < most), _EPOCHS_BEYOND)
+    images = f"{facts.num_images:,} images to train on"
+    if not facts.is_pretrained:
+        return Choice(epochs * _SCRATCH_FACTOR, f"{images}, from random weights")
+    return Choice(epochs, f"{images}, from pretrained weights")
+
+
+def _rates(facts: Facts) -> dict[str, Choice]:
+    if not facts.is_pretrained:
+        return {
+            "optimizer.lr": Choice(3e-3, "from random weights"),
+            "optimizer.backbone_lr_factor": Choice(
+                1.0, "nothing is pretrained, so nothing to keep"
+            ),
+            "optimizer.layer_decay": Choice(1.0, "likewise"),
+        }
+    if facts.starts_from_probe:
+        return {
+            "optimizer.lr": Choice(3e-4, "the head is fitted already (LP-FT, Kumar et al. 2022)"),
+            "optimizer.backbone_lr_factor": Choice(0.33, "pretrained weights need little"),
+            "optimizer.layer_decay": Choice(0.75, "early stages are general; 0.7 to 0.9 is usual"),
+        }
+    return {
+        "optimizer.lr": Choice(3e-3, "the head starts at zero"),
+        "optimizer.backbone_lr_factor": Choice(0.033, "pretrained weights need little"),
+        "optimizer.layer_decay": Choice(0.75, "early stages are general; 0.7 to 0.9 is usual"),
+    }
+
+
+def _batchnorm(facts: Facts, batch_size: int) -> Choice:
+    if not facts.is_pretrained:
+        return Choice("train", "random weights have no statistics to keep")
+    if batch_size // facts.world_size < _BATCHNORM_FROM_BATCH:
+        return Choice("frozen", f"{batch_size} images a batch say little about a distribution")
+    if facts.num_images < _BATCHNORM_FROM_IMAGES:
+        return Choice(
+            "frozen", f"{facts.num_images:,} images: the pretrained statistics are better"
+        )
+    return Choice("train", f"{facts.num_images:,} images are enough for statistics of their own")
+
+
+def _mixup(facts: Facts) -> Choice:
+    if facts.num_images < _MIXUP_FROM_IMAGES:
+        return Choice(0.0, "fewer than 20,000 images (BiT-HyperRule)")
+    return Choice(0.1, "20,000 images or more (BiT-HyperRule)")
+
+
+def _ema(steps: int) -> Choice:
+    decay = 1 - 1 / max(2.0, 0.1 * steps)
+    return Choice(round(decay, 4), f"remembers a tenth of the {steps} steps")
