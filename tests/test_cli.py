@@ -162,9 +162,9 @@ assert "torch" not in sys.modules and "hydra" in sys.modules
         (["+new=1"], "new: no such key."),
         (["+optimizer.lrr=1"], "optimizer.lrr: no such key. Did you mean `optimizer.lr`?"),
         (["++trainer.epoch=1"], "trainer.epoch: no such key. Did you mean `trainer.epochs`?"),
-        (["optimizer.lr=-1"], "optimizer.lr: got -1, expected a number > 0."),
-        (["optimizer.lr=fast"], "optimizer.lr: got `fast`, expected a number."),
-        (["optimizer.lr="], "optimizer.lr: got ``, expected a number."),
+        (["optimizer.lr=-1"], "optimizer.lr: got -1, expected a number > 0 or auto or find."),
+        (["optimizer.lr=fast"], "optimizer.lr: got `fast`, expected a number or auto or find."),
+        (["optimizer.lr="], "optimizer.lr: got ``, expected a number or auto or find."),
         (["seed=1.5"], "seed: got 1.5, expected a whole number."),
         (["seed=[1,2]"], "seed: got [1, 2], expected a whole number."),
         (["trainer.devices=x"], "trainer.devices: got `x`, expected a whole number or auto."),
@@ -206,7 +206,7 @@ def test_a_verb_has_its_own_keys_alone(verb, refusal):
 def test_every_wrong_value_is_named_at_once(refusal):
     message = refusal("train", "optimizer.lr=0", "seed=-1")
     assert message.splitlines() == [
-        "ConfigError: optimizer.lr: got 0, expected a number > 0.",
+        "ConfigError: optimizer.lr: got 0, expected a number > 0 or auto or find.",
         "seed: got -1, expected a number >= 0.",
     ]
 
@@ -472,7 +472,7 @@ def test_an_experiment_has_the_final_say_but_for_what_is_typed(own_folder, jobs)
 def test_mistakes_in_the_own_folder(own_folder, refusal):
     own = f"config_dir={own_folder}"
     message = refusal("train", own, "experiment=wrong")
-    assert "trainer.epochs: got 0, expected a number >= 1." in message
+    assert "trainer.epochs: got 0, expected a number >= 1 or auto." in message
     assert "trainer.epoch: no such key. Did you mean `trainer.epochs`?" in message
     assert "bracket.yaml" in refusal("train", own, "experiment=bracket")
     assert "Did you mean `best`?" in refusal("train", own, "experiment=bets")
@@ -728,6 +728,8 @@ def test_the_process_works_from_any_folder_and_leaves_nothing_there(tmp_path):
     command = [sys.executable, "-m", "finetune", "train", "optimizer.lr=-1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "ConfigError: optimizer.lr: got -1, expected a number > 0.\n"
+    assert (
+        done.stderr == "ConfigError: optimizer.lr: got -1, expected a number > 0 or auto or find.\n"
+    )
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []

@@ -29,6 +29,7 @@ from finetune.commands.components import (
     monitor_mode,
 )
 from finetune.commands.dataset import find_images
+from finetune.commands.recipe import settle_recipe
 from finetune.commands.settle import settle
 from finetune.config import VERBS, InspectConfig, TrainConfig
 from finetune.data.augment import Augmentation
@@ -40,6 +41,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.heads import create_head
 from finetune.run import RunDirectory
 from finetune.training.callbacks import EpochTable
+from finetune.training.hardware import Hardware
 from finetune.training.losses import create_loss
 from finetune.training.optim import (
     create_optimizer,
@@ -78,6 +80,22 @@ def compose_train(*words: str) -> TrainConfig:
     config, _ = compose("train", *words)
     assert isinstance(config, TrainConfig)
     return config
+
+
+def three_classes() -> ImageFolder:
+    names = tuple("abc")
+    samples = tuple(
+        Sample(f"{name}/{index}.png", (name,), "train") for name in names for index in range(20)
+    )
+    return ImageFolder(Path("x"), names, samples, ())
+
+
+def settle_train(*words: str) -> TrainConfig:
+    """Return what a training of three small classes would take in place of each `auto`."""
+    config = compose_train(*words)
+    hardware = Hardware("cpu", 1, 1, "auto", "32-true", {})
+    config, _ = settle(config, three_classes())
+    return settle_recipe(config, three_classes(), None, hardware)[0]
 
 
 def nano_classifier() -> Classifier:
@@ -166,7 +184,7 @@ def test_every_group_has_a_test_that_builds_it():
 
 @pytest.mark.parametrize("option", of("augmentation"))
 def test_augmentation(option):
-    config = compose_train(f"augmentation={option}")
+    config = settle_train(f"augmentation={option}")
     settings = config.augmentation
     augment = Augmentation(settings.transforms, 32, random_erasing=settings.random_erasing)
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -187,13 +205,10 @@ def test_dataset(option, stripes, tmp_path):
 
 @pytest.mark.parametrize("option", of("freeze"))
 def test_freeze(option):
-    config = compose_train(f"freeze={option}")
+    config = settle_train(f"freeze={option}")
     classifier = nano_classifier()
-    names = tuple("abc")
-    samples = tuple(Sample(f"{name}/1.png", (name,), "train") for name in names)
-    folder = ImageFolder(Path("x"), names, samples, ())
-    config, _ = settle(config, folder)
-    module = build_module(config, classifier, build_preprocess(config, classifier), folder)
+    preprocess = build_preprocess(config, classifier)
+    module = build_module(config, classifier, preprocess, three_classes())
     learns_backbone = any(p.requires_grad for p in classifier.backbone.parameters())
     assert learns_backbone == (option != "backbone")
     assert all(p.requires_grad for p in classifier.head.parameters())
@@ -211,7 +226,7 @@ def test_head(option):
 
 @pytest.mark.parametrize("option", of("logger"))
 def test_logger(option, tmp_path):
-    config = compose_train(f"logger={option}", "trainer=cpu")
+    config = settle_train(f"logger={option}", "trainer=cpu")
     if option in ("mlflow", "wandb") and find_spec(option) is None:
         with pytest.raises(ConfigError, match=rf'pip install "finetune\[{option}\]"'):
             build_any_trainer(config, tmp_path)
@@ -250,7 +265,7 @@ def test_model(option):
 
 @pytest.mark.parametrize("option", of("optimizer"))
 def test_optimizer(option):
-    settings = compose_train(f"optimizer={option}", "dataset=folder").optimizer
+    settings = settle_train(f"optimizer={option}", "dataset=folder").optimizer
     layers = {"stem": nn.Linear(4, 4), "top": nn.Linear(4, 4), "head": nn.Linear(4, NUM_CLASSES)}
     rates = stage_rates(
         2,
@@ -278,7 +293,7 @@ def test_optimizer(option):
 
 @pytest.mark.parametrize("option", of("scheduler"))
 def test_scheduler(option):
-    config = compose_train(f"scheduler={option}", "dataset=folder")
+    config = settle_train(f"scheduler={option}", "dataset=folder")
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
     scheduler = create_scheduler(
         optimizer,
@@ -298,7 +313,7 @@ def test_scheduler(option):
 
 @pytest.mark.parametrize("option", of("trainer"))
 def test_trainer(option, tmp_path):
-    config = compose_train(f"trainer={option}")
+    config = settle_train(f"trainer={option}")
     if config.trainer.accelerator == "gpu" and not HAS_GPU:
         with pytest.raises(
             ConfigError, match=r"got gpu, but torch finds no CUDA device.*trainer=c"

@@ -3,7 +3,8 @@
 That is ``train.py --model resnet18 --pretrained --batch-size 32 --amp --amp-dtype bfloat16
 --channels-last``: SGD with momentum 0.9 at 0.1 per 256 images, cosine, label smoothing 0.1, colour
 jitter 0.4, 4 workers; the best epoch is kept. One epoch of warm-up, where its default of 5 would
-take the whole training.
+take the whole training. Without ``--amp`` where a CPU lacks bfloat16: emulated, it takes five times
+as long as float32.
 
 Source: https://github.com/huggingface/pytorch-image-models/blob/main/train.py
 """
@@ -24,6 +25,11 @@ from torch.utils.data import DataLoader
 RATE, RATE_BATCH_SIZE = 0.1, 256
 MOMENTUM, WEIGHT_DECAY, SMOOTHING, COLOR_JITTER = 0.9, 2e-5, 0.1, 0.4
 WORKERS = 4
+HAS_BFLOAT16 = (
+    torch.cuda.is_available()
+    or torch.cpu._is_avx512_bf16_supported()
+    or torch.cpu._is_amx_tile_supported()
+)
 
 
 def main() -> None:
@@ -83,7 +89,7 @@ def train(
     for batch in loader:
         images, labels = (part.to(device) for part in batch)
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=HAS_BFLOAT16):
             loss = loss_of(model(images), labels)
         loss.backward()
         optimizer.step()
@@ -97,7 +103,7 @@ def validate(
     model.eval()
     true: list[int] = []
     predicted: list[int] = []
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=HAS_BFLOAT16):
         for images, labels in loader:
             images = images.to(device).contiguous(memory_format=torch.channels_last)
             predicted += model(images).argmax(1).tolist()

@@ -1,5 +1,6 @@
 """``trainer.batch_size=find``: the sizes that fit into memory, and the smallest that is fast."""
 
+import torch
 from rich.console import Console
 
 from finetune.commands.components import build_classifier, build_module, build_preprocess
@@ -53,7 +54,8 @@ def put_batch_size(
     classifier = build_classifier(trial, num_classes=len(folder.class_names), load_weights=False)
     preprocess = build_preprocess(trial, classifier)
     module = build_module(trial, classifier, preprocess, folder).to(hardware.device)
-    attempt = attempt_step(module, preprocess.image_size_px, dtype=hardware.dtype)
+    dtype = None if hardware.dtype == torch.float32 else hardware.dtype
+    attempt = attempt_step(module, preprocess.image_size_px, dtype=dtype)
     images = sum(sample.split == "train" for sample in folder.samples)
     most = max(1, min(LARGEST, images // STEPS_AN_EPOCH))
     if hardware.accelerator == "cpu":

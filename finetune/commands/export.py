@@ -1,10 +1,11 @@
 """``finetune export``: the best model as one file, checked against the model before it is kept."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import assert_never
 
 from rich.console import Console
+from torch import Tensor
 
 from finetune.commands.dataset import columns_of_run
 from finetune.config import ExportConfig
@@ -50,7 +51,13 @@ def run(config: ExportConfig, as_yaml: str) -> Path:
 
 
 def write_torchscript(
-    model: Model, target: Path, paths: Sequence[Path], *, tolerance: float, console: Console
+    model: Model,
+    target: Path,
+    paths: Sequence[Path],
+    *,
+    tolerance: float,
+    console: Console,
+    known: Mapping[Path, Tensor] | None = None,
 ) -> Parity:
     """Write a TorchScript file that answers like the model, or none; the comparison beside it.
 
@@ -60,6 +67,7 @@ def write_torchscript(
         paths: validation images; at most 128 of them, evenly chosen, are compared.
         tolerance: largest allowed difference of a probability.
         console: for the outcome.
+        known: the model's probabilities of files that it has answered just now.
 
     Raises:
         ExportError: the file does not answer like the model; nothing is written then.
@@ -71,7 +79,9 @@ def write_torchscript(
     chosen = list(paths)[::step][:MAX_IMAGES_COMPARED]
     with replacing(target) as temporary:
         save_torchscript(model, temporary)
-        parity = compare(load_torchscript(temporary), model, chosen, tolerance=tolerance)
+        parity = compare(
+            load_torchscript(temporary), model, chosen, tolerance=tolerance, known=known
+        )
     write_json(target.with_name(f"{target.name}.check.json"), parity.to_dict())
     console.print(
         f"{target.name}: same answer as the model on {parity.same_labels} of {parity.images} raw "

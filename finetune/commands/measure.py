@@ -37,6 +37,7 @@ def measure(
     table: Path | None,
     console: Console,
     left_out: dict[str, str] | None = None,
+    answers: dict[Path, Tensor] | None = None,
 ) -> AnyMetrics:
     """Predict labelled images and compare with their labels.
 
@@ -50,6 +51,7 @@ def measure(
         console: for progress.
         left_out: gets the path and the reason of each image that cannot be read; None for none
             may be.
+        answers: gets the probabilities ``[C]`` of each file; None where nobody asks.
 
     Raises:
         DataError: there is nothing to measure on, or an image cannot be read.
@@ -80,6 +82,8 @@ def measure(
         rows.append(prediction)
         if prediction.error is None:
             known.append((sample, prediction.probabilities))
+            if answers is not None:
+                answers[prediction.path] = torch.tensor(prediction.probabilities)
         elif prediction.error == NOT_FINITE:
             raise FinetuneError(f"{prediction.path}: {prediction.error}.")
         elif left_out is None:

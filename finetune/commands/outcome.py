@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.markup import escape
+from torch import Tensor
 
 from finetune.commands.candidates import PROBE, Selection, State, probe_state
 from finetune.commands.components import head_arguments, monitor_key, monitor_mode
@@ -73,9 +74,11 @@ def finish(setup: Setup, selection: Selection) -> TrainResult:
             workers=choose_workers(config.dataset.workers),
             table=run.predictions(split),
             console=console,
+            answers=answers,
         )
 
     name = selection.name
+    answers: dict[Path, Tensor] = {}
     metrics = {"val": measure_split(save(selection.state), "val")}
     probe = probe_state(run)
     if probe is not None and name != PROBE and not _holds(config, metrics["val"], selection):
@@ -107,6 +110,7 @@ def finish(setup: Setup, selection: Selection) -> TrainResult:
         paths_of(folder, "val"),
         tolerance=EXPORT_TOLERANCE,
         console=console,
+        known=answers,
     )
     return TrainResult(run.path, metrics)
 

@@ -97,6 +97,7 @@ def sees_the_same(config: TrainConfig) -> bool:
 
 
 def _bytes_needed(split: Split, example: Tensor, data: ImageDataModule, hardware: Hardware) -> int:
+    split.prefix.eval()  # in train mode, the statistics of its BatchNorm would move
     with torch.inference_mode(), _autocast(hardware):
         output = split.prefix(example)
     return activation_bytes(output, len(data.train) + len(data.val))

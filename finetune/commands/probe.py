@@ -2,12 +2,13 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from finetune.cache import find_cache
 from finetune.commands.components import build_balance, monitor_key
 from finetune.commands.dataset import sets_of_copies
 from finetune.commands.setup import Setup
@@ -21,11 +22,21 @@ from finetune.models.answers import to_probabilities
 from finetune.models.heads import LinearHead
 from finetune.run import write_json
 from finetune.training.checkpoints import AtomicCheckpointIO
+from finetune.training.feature_cache import (
+    FeatureCache,
+    Features,
+    cached_features,
+    features_key,
+    open_feature_cache,
+)
 from finetune.training.features import compute_features
 from finetune.training.hardware import choose_workers
 from finetune.training.losses import image_losses
 from finetune.training.module import FineTuning
 from finetune.training.probe import Probe, fit_probe
+
+BATCH_SIZE = 64
+"""Of the backbone alone: without gradients, larger batches fit."""
 
 
 def start_from_probe(setup: Setup) -> None:
@@ -36,12 +47,13 @@ def start_from_probe(setup: Setup) -> None:
     config, module, data = setup.config, setup.module, setup.data
     began = time.monotonic()
     assert data.resized_train is not None  # noqa: S101 - for mypy; `build_data` gives it
-    train = _features(setup, data.resized_train, "training")
-    val = _features(setup, data.val, "validation")
+    cache = _open_cache(setup)
+    train = _features(setup, cache, data.resized_train, "train")
+    val = _features(setup, cache, data.val, "val")
     computed = time.monotonic()
     balance = build_balance(config, setup.folder, weighs_for_sampler=True)
     probe = fit_probe(
-        train,
+        train.rows,
         data.train.targets,
         num_classes=len(module.class_names),
         task=config.task,
@@ -50,22 +62,24 @@ def start_from_probe(setup: Setup) -> None:
         class_weights=balance.class_weights,
         log_priors=balance.log_priors,
     )
+    fitted = time.monotonic()
     put_into_head(module, probe)
-    values = _measure(config, module, val, data.val.targets)
+    values = _measure(config, module, val.rows, data.val.targets)
     write_json(setup.run.probe, _record(probe, values))
     AtomicCheckpointIO().save_checkpoint(
         {"state_dict": {f"classifier.{k}": v for k, v in module.classifier.state_dict().items()}},
         setup.run.probe_checkpoint,
     )
+    count, kept = len(train.rows) + len(val.rows), train.from_cache + val.from_cache
+    known = f", {kept:,} of them kept from before" if kept else ""
     monitor = monitor_key(config)
-    setup.console.print(
-        f"Probe: features of {len(train) + len(val):,} images in {computed - began:.1f} s, "
-        f"regression in {time.monotonic() - computed:.1f} s (strength {probe.strength:g} of "
-        f"{len(probe.curve)}, {probe.folds} folds): {monitor.removeprefix('val_')} "
-        f"{values[monitor]:.4f} on val",
-        highlight=False,
-        soft_wrap=True,
-    )
+    lines = [
+        f"Probe: features of {count:,} images in {computed - began:.1f} s{known}; regression in "
+        f"{fitted - computed:.1f} s, {_describe(probe)}: {monitor.removeprefix('val_')} "
+        f"{values[monitor]:.4f} on val.",
+        *cache.notes,
+    ]
+    setup.console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     setup.epochs.start(values, settled(config.trainer.epochs))
 
 
@@ -78,24 +92,62 @@ def put_into_head(module: FineTuning, probe: Probe) -> None:
         head.linear.bias.copy_(probe.bias)
 
 
-def _features(setup: Setup, images: LabelledImages, what: str) -> Tensor:
-    console, module, hardware = setup.console, setup.module, setup.hardware
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+def _open_cache(setup: Setup) -> FeatureCache:
+    """Open the features that this backbone gave of images before; its settings are the key."""
+    config = setup.config
+    key = features_key(
+        setup.classifier.backbone,
+        name=config.model.backbone,
+        preprocessing={
+            **setup.preprocess.settings(),
+            "max_megapixels": config.dataset.max_megapixels,
+            "is_rounded": setup.data.val.cache is not None,
+        },
+        precision=setup.hardware.precision,
+    )
+    return open_feature_cache(find_cache(config.cache_folder).features, key=key)
+
+
+def _features(setup: Setup, cache: FeatureCache, images: LabelledImages, split: str) -> Features:
+    console, hardware = setup.console, setup.hardware
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    digests = setup.audit.digests if setup.audit is not None else {}
     with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True,
-        disable=not console.is_terminal,
-    ) as progress:  # fmt: skip
-        task = progress.add_task(f"Features of {what} images", total=len(images))
-        return compute_features(
-            module.classifier.backbone,
-            images,
-            normalise=module.normalise,
-            device=hardware.device,
-            dtype=hardware.dtype,
-            batch_size=64,
-            workers=choose_workers(setup.config.dataset.workers),
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task(f"Features, {split}", total=len(images))
+
+        def compute(places: Sequence[int]) -> Tensor:
+            return compute_features(
+                setup.classifier.backbone,
+                images,
+                normalise=setup.module.normalise,
+                device=hardware.device,
+                dtype=hardware.dtype,
+                batch_size=BATCH_SIZE,
+                workers=choose_workers(setup.config.dataset.workers),
+                indices=places,
+                on_progress=lambda _: progress.advance(task, BATCH_SIZE),
+            )
+
+        return cached_features(
+            cache,
+            [digests.get(path) for path in images.paths],
+            compute=compute,
             on_progress=lambda done: progress.update(task, completed=done),
         )
+
+
+def _describe(probe: Probe) -> str:
+    text = f"strength {probe.strength:g}"
+    if probe.curve:
+        text += f" of {len(probe.curve)} in {probe.folds} folds"
+    return text if probe.is_converged else f"{text}, not converged"
 
 
 def _groups(folder: ImageFolder, audit: Audit | None, seed: int) -> list[int]:

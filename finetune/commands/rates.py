@@ -96,7 +96,8 @@ def search_choice(setup: Setup, steps: ImageDataModule) -> Choice:
             scores[str(rate)] = ranked[
                 best_of(ranked, monitor=monitor_key(config), mode=monitor_mode(config))
             ]
-            trials.append({"lr": rate, "epochs": float(epochs), **scores[str(rate)]})
+            # The row has an "lr" as well: that of the last step, when the schedule has ended.
+            trials.append({**scores[str(rate)], "lr": rate, "epochs": float(epochs)})
             value = scores[str(rate)][monitor_key(config)]
             setup.console.print(
                 f"Search: lr {rate:g}, {epochs} epochs: {value:.4f}", highlight=False

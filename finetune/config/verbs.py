@@ -187,7 +187,8 @@ class CacheConfig(Group):
     """``finetune cache``: show what is kept between runs, and remove it.
 
     Attributes:
-        clear: remove ``audits``, ``downloads``, ``features``, ``images`` or ``all``; null only shows.
+        clear: remove ``audits``, ``downloads``, ``features``, ``images`` or ``all``; null only
+            shows.
         cache_folder: as for ``train``.
         debug: show tracebacks.
     """

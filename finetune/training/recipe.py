@@ -152,7 +152,9 @@ def _batch_size(facts: Facts) -> Choice:
     largest = max(2, int(facts.num_images * _MAX_BATCH_SHARE))
     size = min(_BATCH_SIZE, 2 ** int(math.log2(largest)))
     reason = "of one step" if size == _BATCH_SIZE else "at least six steps an epoch"
-    size = max(2, size // facts.world_size) * facts.world_size
+    # Each process gets as many; of fewer images than processes none can be filled.
+    shared = facts.num_images // facts.world_size or 1
+    size = min(max(2, size // facts.world_size), shared) * facts.world_size
     return Choice(min(size, max(facts.num_images, 1)), reason)
 
 
@@ -205,5 +207,5 @@ def _mixup(facts: Facts) -> Choice:
 
 
 def _ema(steps: int) -> Choice:
-    decay = 1 - 1 / max(2.0, 0.1 * steps)
+    decay = min(1 - 1 / max(2.0, 0.1 * steps), 0.9999)  # 1 would be no average
     return Choice(round(decay, 4), f"remembers a tenth of the {steps} steps")

@@ -215,8 +215,6 @@ def _ignore_known_warnings() -> None:
         r".*number of training batches .* is smaller than the logging interval.*",
         r".*`weights_only` was not set.*",
         r".*isinstance\(treespec, LeafSpec\).*",
-        # The probe leaves them so; each epoch sets the modes anew.
-        r".*module\(s\) in eval mode at the start of training.*",
         r".*You're resuming from a checkpoint that ended before the epoch ended.*",
     )
     for message in known:

@@ -10,6 +10,7 @@ from finetune.cli import _compose, _prepare, _tokens
 from finetune.commands.components import build_hardware
 from finetune.commands.dataset import audit_images, find_images, split_images
 from finetune.commands.loaders import build_data
+from finetune.commands.recipe import settle_recipe
 from finetune.commands.settle import settle
 from finetune.config import TrainConfig
 from finetune.data.datamodule import ImageDataModule
@@ -28,7 +29,9 @@ def data_of(root: Path, folder: Path, *words: str) -> ImageDataModule:
     audit = audit_images(config.dataset, images, cache_folder=config.cache_folder, console=quiet)
     images = split_images(config.dataset, images, audit, task=config.task, seed=0)
     config, _ = settle(config, images)
-    return build_data(config, images, audit, PREPROCESS, build_hardware(config))
+    hardware = build_hardware(config)
+    config, _ = settle_recipe(config, images, audit, hardware)
+    return build_data(config, images, audit, PREPROCESS, hardware)
 
 
 @pytest.mark.parametrize("kind", ["ram", "disk"])

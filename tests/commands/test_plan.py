@@ -42,8 +42,12 @@ def test_what_is_frozen(words: list[str], capsys: pytest.CaptureFixture[str]) ->
     assert "learning rate stem" in everything
     head = plan_of([*words[:3], "name=b", *words[4:], "freeze=backbone"], capsys)
     assert "386 trainable" in head  # 192 features to 2 classes
-    assert "learning rate head 0.003 steps" in head
+    assert "fit the head on features computed once; nothing else learns" in head
+    assert "learning rate" not in head
     assert "a frozen random backbone learns little" in head
+    by_steps = plan_of([*words[:3], "name=d", *words[4:], "freeze=backbone", "head=mlp"], capsys)
+    assert "train the head by steps" in by_steps
+    assert "learning rate head 0.003 steps" in by_steps
     gradual = plan_of([*words[:3], "name=c", *words[4:], "freeze=gradual"], capsys)
     assert "386 trainable" in gradual
     assert "one stage more every 1 epoch(s)" in gradual

@@ -149,7 +149,7 @@ def train(case: str, images: Path, run: Path, rank: int, processes: int) -> None
         early_stopping_patience=settings["patience"],
         monitor="val_accuracy",
         mode="max",
-        checkpoints=run / "checkpoints",
+        folder=run,
         stages_open_later=False,
         synchronise_batchnorm=False,
         callbacks=[table, MovingAverage(0.9)],

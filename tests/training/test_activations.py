@@ -4,6 +4,7 @@ import pickle
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -216,11 +217,11 @@ def test_too_little_room_is_said_and_leaves_nothing(
     if not can_reserve:
         monkeypatch.delattr(os, "posix_fallocate")
     _, split = make_classifier()
-    open_files = len(os.listdir("/proc/self/fd"))
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(RunError, match=r"18 images, 0\.00 GB, cannot be kept there: File too"):
         compute(split.prefix, images, tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert len(os.listdir("/proc/self/fd")) == open_files
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
 
 
 def test_a_folder_that_is_not_there_is_named(images, tmp_path):

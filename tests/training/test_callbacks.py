@@ -1,5 +1,6 @@
 import csv
 import io
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -10,8 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+import finetune.training.callbacks
 from finetune.config import MetricName
-from finetune.training.callbacks import HEADINGS, EpochTable, StepProgress, write_rows
+from finetune.training.callbacks import (
+    HEADINGS,
+    Deadline,
+    EpochTable,
+    StepProgress,
+    write_rows,
+)
+from finetune.training.checkpoints import load_checkpoint
+from finetune.training.trainer import fit
 
 METRICS = ("accuracy", "macro_f1")
 
@@ -156,3 +166,75 @@ def test_the_bar_counts_batches_and_gives_the_terminal_back():
     assert not bar.progress.finished
     bar.on_exception(trainer, None, KeyboardInterrupt())
     assert not bar.progress.live.is_started
+
+
+class Ticks:
+    """A clock that goes on by one second each time it is looked at."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        self.now += 1
+        return self.now
+
+
+def read_epochs(folder):
+    return [{key: float(value) for key, value in row.items()} for row in read(folder)]
+
+
+def test_a_deadline_that_is_over_lets_one_step_end_with_validation_and_checkpoints(
+    make_module, make_data, make_trainer, tmp_path
+):
+    trainer = make_trainer(Deadline(time.monotonic() - 1), epochs=5)
+    assert fit(trainer, make_module(), make_data(), resume_from=None)
+    assert trainer.global_step == 1
+    [row] = read_epochs(tmp_path / "run" / "metrics.csv")
+    assert row["epoch"] == 1
+    assert row["val_loss"] > 0
+    assert 0 <= row["val_accuracy"] <= 1
+    for name in ("best", "last"):
+        checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints" / f"{name}.ckpt")
+        assert checkpoint["global_step"] == 1
+
+
+def test_a_deadline_leaves_time_for_two_validations(
+    make_module, make_data, make_trainer, tmp_path, monkeypatch
+):
+    # Steps end at 1, 2, 3; validation lasts from 4 to 5; steps end at 6 and 7: 7 + 2 * 1 is late.
+    monkeypatch.setattr(finetune.training.callbacks, "time", Ticks())
+    deadline = Deadline(9.0)
+    trainer = make_trainer(deadline, epochs=5)
+    assert fit(trainer, make_module(), make_data(), resume_from=None)
+    assert trainer.global_step == 3 + 2
+    rows = read_epochs(tmp_path / "run" / "metrics.csv")
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert all(row["val_loss"] > 0 for row in rows)
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 5
+    assert deadline.validation_seconds == 1
+
+
+def test_a_deadline_far_away_changes_nothing(make_module, make_data, make_trainer, tmp_path):
+    states = []
+    for folder, callbacks in (("with", [Deadline(time.monotonic() + 3600)]), ("without", [])):
+        module = make_module()
+        trainer = make_trainer(*callbacks, folder=folder)
+        assert fit(trainer, module, make_data(), resume_from=None)
+        assert trainer.global_step == 6
+        states.append(module.classifier.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.mark.parametrize(("says", "stops"), [(True, True), (False, False)])
+def test_the_first_process_decides_for_all(says, stops):
+    asked = []
+
+    def broadcast(is_late):
+        asked.append(is_late)
+        return says
+
+    trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=broadcast), should_stop=False)
+    deadline = time.monotonic() + (3600 if says else -1)  # this process thinks otherwise
+    Deadline(deadline).on_train_batch_end(trainer, None, None, None, 0)
+    assert asked == [not says]
+    assert trainer.should_stop is stops

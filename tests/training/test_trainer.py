@@ -58,11 +58,13 @@ def is_same(left, right):
     return all(torch.equal(left[name], right[name]) for name in left)
 
 
-def script(module, accuracies):
-    """Let validation report these accuracies, whatever the weights."""
+def script(module, accuracies, losses=None):
+    """Let validation report these figures, whatever the weights."""
 
     def report():
         module.log("val_accuracy", torch.tensor(accuracies[module.current_epoch]))
+        if losses is not None:
+            module.log("val_loss", torch.tensor(losses[module.current_epoch]))
 
     module.on_validation_epoch_end = report
     return module
@@ -109,19 +111,22 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "mode", "best"),
+    ("accuracies", "losses", "mode", "best"),
     [
-        ([0.5, 0.9, 0.9, 0.3], "max", 1),
-        ([0.9, 0.5, 0.4, 0.3], "max", 0),
-        ([0.9, 0.5, 0.6, 0.3], "min", 3),
+        ([0.5, 0.9, 0.9, 0.3], None, "max", 1),
+        ([0.9, 0.5, 0.4, 0.3], None, "max", 0),
+        ([0.9, 0.5, 0.6, 0.3], None, "min", 3),
+        # Of equal ones, that with the smallest loss.
+        ([0.5, 0.9, 0.9, 0.9], [0.1, 0.6, 0.4, 0.5], "max", 2),
+        ([0.5, 0.3, 0.3, 0.3], [0.1, 0.6, 0.6, 0.5], "min", 3),
     ],
 )
 def test_best_is_the_best_epoch_and_last_is_always_the_last(
-    make_module, make_data, make_trainer, tmp_path, accuracies, mode, best
+    make_module, make_data, make_trainer, tmp_path, accuracies, losses, mode, best
 ):
     watch = Watch()
     trainer = make_trainer(watch, epochs=4, mode=mode)
-    module = script(make_module(), accuracies)
+    module = script(make_module(), accuracies, losses)
     fit(trainer, module, make_data(), resume_from=None)
     folder = tmp_path / "run" / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
@@ -137,15 +142,16 @@ def test_best_is_the_best_epoch_and_last_is_always_the_last(
 def test_a_resumed_run_remembers_what_was_best(
     make_module, make_data, make_trainer, tmp_path, is_moved
 ):
-    accuracies = [0.9, 0.5, 0.4, 0.6]
+    # The last one is as accurate as the first, but its loss is larger.
+    accuracies, losses = [0.9, 0.5, 0.4, 0.9], [0.3, 0.1, 0.1, 0.4]
     trainer = make_trainer(At(2, 0, raising(KeyboardInterrupt())), folder="here", epochs=4)
-    fit(trainer, script(make_module(), accuracies), make_data(), resume_from=None)
+    fit(trainer, script(make_module(), accuracies, losses), make_data(), resume_from=None)
     folder = "there" if is_moved else "here"
     if is_moved:
         shutil.move(tmp_path / "here", tmp_path / "there")
     checkpoints = tmp_path / folder / "checkpoints"
     trainer = make_trainer(folder=folder, epochs=4)
-    module = script(make_module(), accuracies)
+    module = script(make_module(), accuracies, losses)
     assert fit(trainer, module, make_data(), resume_from=checkpoints / "last.ckpt")
     assert load_checkpoint(checkpoints / "best.ckpt")["epoch"] == 0
     assert load_checkpoint(checkpoints / "last.ckpt")["epoch"] == 3
