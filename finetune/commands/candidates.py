@@ -137,10 +137,10 @@ def _with_own_statistics(state: State, setup: Setup) -> State:
 
 
 def _moving_norms(module: FineTuning) -> list[nn.Module]:
-    if module.freezing.batchnorm == "frozen" or module.freezing.policy == "backbone":
+    if module.freezing.batchnorm == "frozen":
         return []
     modules = dict(module.classifier.backbone.named_modules())
-    open_stages = module.stages[module.freezing.stages :]
+    open_stages = module.stages[module.num_frozen :]  # gradual may not have opened all
     members = [modules[name] for stage in open_stages for name in stage.module_names]
     return [member for member in members if isinstance(member, _BatchNorm)]
 

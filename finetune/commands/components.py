@@ -123,7 +123,7 @@ def build_module(
 
     return FineTuning(
         classifier,
-        normalise=preprocess.normalise,
+        preprocess=preprocess,
         task=task,
         class_names=folder.class_names,
         loss=build_loss(config, folder),

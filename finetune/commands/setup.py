@@ -88,6 +88,14 @@ class Setup:
         return replace(self, config=config, module=module, choices={**self.choices, **choices})
 
 
+    def with_new_network(self) -> "Setup":
+        """Make the network anew, with random weights; for when its own are in pieces (FSDP)."""
+        num_classes = len(self.folder.class_names)
+        classifier = build_classifier(self.config, num_classes=num_classes, load_weights=False)
+        module = build_module(self.config, classifier, self.preprocess, self.folder)
+        return replace(self, module=module)
+
+
 def prepare(config: TrainConfig, open_folds: OpenRun | None) -> Setup:
     """Build everything. Whatever can be refused is refused before any weight is loaded.
 
@@ -178,6 +186,12 @@ def _check_batches(config: TrainConfig, folder: ImageFolder, hardware: Hardware)
     """
     size, world_size = settled(config.trainer.batch_size), hardware.world_size
     train = sum(sample.split == "train" for sample in folder.samples)
+    val = sum(sample.split == "val" for sample in folder.samples)
+    if val < world_size:
+        raise ConfigError(
+            f"trainer.devices: got {world_size} processes, but there are {val} images to validate "
+            f"on; use at most {val}."
+        )
     if size > train:
         raise ConfigError(
             f"trainer.batch_size: got {size}, but there are {train} images to train on; "

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import datetime
 
@@ -36,7 +36,7 @@ from finetune.run import (
     write_text,
 )
 from finetune.training.recipe import describe
-from finetune.training.trainer import fit, quiet_lightning
+from finetune.training.trainer import compiled_network, fit, quiet_lightning
 
 
 def run(config: TrainConfig, as_yaml: str) -> TrainResult | FoldsResult | None:
@@ -94,6 +94,8 @@ def train_once(
             raise KeyboardInterrupt
     if not setup.is_main:
         return None
+    if setup.hardware.strategy == "fsdp":
+        setup = setup.with_new_network()
     result = finish(setup, choose_weights(setup))
     say_what_is_there(setup, result, time.monotonic() - started)
     return result
@@ -105,7 +107,8 @@ def _take_steps(setup: Setup, steps: ImageDataModule, deadline: float | None) ->
         setup.config, setup.hardware, setup.run, setup.epochs, setup.console, deadline=deadline
     )
     resume_from = setup.run.last_checkpoint if setup.config.resume is not None else None
-    with _known_to_children(setup.run):
+    compiled = compiled_network if setup.config.trainer.compile else nullcontext
+    with _known_to_children(setup.run), compiled(setup.classifier):
         return fit(trainer, setup.module, steps, resume_from=resume_from)
 
 

@@ -116,7 +116,8 @@ class Preprocess(nn.Module):
         if self.color == "grey":
             red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
             images = 0.299 * red + 0.587 * green + 0.114 * blue
-        return (images - self.mean_255) / self.std_255
+        mean, std = self.mean_255.to(images.device), self.std_255.to(images.device)
+        return (images - mean) / std
 
     def _crop(self, images: Tensor) -> Tensor:
         size = self.image_size_px

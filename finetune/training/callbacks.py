@@ -38,7 +38,13 @@ class EpochTable(Callback):
     """
 
     def __init__(
-        self, path: Path | None, *, metrics: Sequence[str], monitor: str, mode: str, console: Console
+        self,
+        path: Path | None,
+        *,
+        metrics: Sequence[str],
+        monitor: str,
+        mode: str,
+        console: Console,
     ) -> None:
         self.path = path
         self.headings = {

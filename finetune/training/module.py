@@ -3,6 +3,7 @@
 Shapes: ``B`` images, ``S`` pixels a side, ``C`` classes.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, cast
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
 from finetune.data.batches import sample_seed
+from finetune.data.preprocess import Preprocess
 from finetune.errors import TrainingError
 from finetune.models.answers import Task, as_hot, to_probabilities
 from finetune.models.classifier import Classifier
@@ -40,7 +42,7 @@ class FineTuning(LightningModule):
 
     Args:
         classifier: the network; images normalised, logits out.
-        normalise: ``[B, 3, S, S]`` in 0..255 to the network's input.
+        preprocess: normalises ``[B, 3, S, S]`` in 0..255; copied, so that it moves to the device.
         task: what logits and targets mean.
         class_names: in the order of the logits.
         loss: logits ``[B, C]`` and targets, or shares ``[B, C]``, to a scalar.
@@ -60,7 +62,7 @@ class FineTuning(LightningModule):
         self,
         classifier: Classifier,
         *,
-        normalise: Callable[[Tensor], Tensor],
+        preprocess: Preprocess,
         task: Task,
         class_names: Sequence[str],
         loss: nn.Module,
@@ -76,7 +78,7 @@ class FineTuning(LightningModule):
         super().__init__()
         # Convolutions are faster so, and most of all in bfloat16.
         self.classifier = classifier.to(memory_format=torch.channels_last)
-        self.normalise = normalise
+        self.preprocess = copy.deepcopy(preprocess)
         self.task: Task = task
         self.class_names = tuple(class_names)
         self.loss = loss
@@ -144,6 +146,10 @@ class FineTuning(LightningModule):
             )
         return self
 
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn ``[B, 3, S, S]`` in 0..255 into the network's input."""
+        return self.preprocess.normalise(images)
+
     def forward(self, images: Tensor) -> Tensor:
         """Give logits ``[B, C]`` for images ``[B, 3, S, S]`` in 0..255; see `start_at`."""
         for suffix in self._suffix:
@@ -176,7 +182,7 @@ class FineTuning(LightningModule):
             key = [self.seed, self.current_epoch, batch_index, self.global_rank]
             images, targets = self.mix(images, targets, np.random.default_rng(key))
         loss = cast(Tensor, self.loss(self(images), targets))
-        if not self._watch.is_finite(loss):
+        if not self._watch.is_finite(self._summed(loss)):
             where = f"epoch {self.current_epoch + 1}, step {self.global_step + 1}"
             raise _not_finite(f"The training loss is not finite in {where}")
         self.log(
@@ -230,6 +236,13 @@ class FineTuning(LightningModule):
         """Make the optimizer and its schedule for the whole training."""
         steps = int(self.trainer.estimated_stepping_batches)
         return self._create_optimizers(self.parts(), steps, self.trainer.max_epochs or 1)
+
+    def _summed(self, loss: Tensor) -> Tensor:
+        """Add up the losses of all processes, so that one that is no number stops all alike."""
+        loss = loss.detach().clone()
+        if self._trainer is not None and self.trainer.world_size > 1:
+            torch.distributed.all_reduce(loss)
+        return loss
 
     def _freeze(self) -> None:
         set_frozen(

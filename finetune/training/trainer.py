@@ -4,18 +4,19 @@ import logging
 import math
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
-from torch import Tensor
+from torch import Tensor, nn
 
-from finetune.errors import DataError, TrainingError
+from finetune.errors import ConfigError, DataError, TrainingError
 from finetune.training.checkpoints import AtomicCheckpointIO
 from finetune.training.hardware import Hardware
 
@@ -132,6 +133,23 @@ def fit(
         # One process goes on alone: a metric that it computes would wait for the others.
         torch.distributed.destroy_process_group()
     return True
+
+
+@contextmanager
+def compiled_network(network: nn.Module) -> Iterator[None]:
+    """Run a network through ``torch.compile`` within the block; its state keeps its names.
+
+    Raises:
+        ConfigError: torch cannot compile on this system.
+    """
+    try:
+        network.compile()
+    except RuntimeError as error:
+        raise ConfigError(f"trainer.compile: got true, but torch cannot: {error}") from None
+    try:
+        yield
+    finally:
+        cast(Any, network)._compiled_call_impl = None  # torch has no public word for it
 
 
 def quiet_lightning() -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+import finetune.commands.candidates
 from finetune.cli import main
 from finetune.commands.candidates import BETWEEN, FINE_TUNED, MOVING_AVERAGE, PROBE
 from finetune.exports.bundle import load_model
@@ -160,3 +162,40 @@ def test_a_moving_average_has_statistics_of_its_own(trained: Path) -> None:
     for name, value in average["weights"].items():
         is_gathered = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
         assert torch.equal(saved[name], value) is not is_gathered, name
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["freeze=gradual"], {"layer4"}),
+        (["freeze=none", "freeze.stages=3"], {"layer3", "layer4"}),
+        (["freeze=none", "freeze.batchnorm=frozen"], set()),
+    ],
+)
+def test_only_statistics_that_training_moved_are_gathered_anew(
+    settings: list[str],
+    expected: set[str],
+    stripes: Path,
+    quick: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In two epochs of gradual unfreezing, the last stage alone has been open."""
+    gathered: list[list[nn.Module]] = []
+    classifiers: list[nn.Module] = []
+
+    def recorded(network: nn.Module, norms: list[nn.Module], batches: object) -> None:
+        del batches
+        classifiers.append(network)
+        gathered.append(norms)
+
+    monkeypatch.setattr(finetune.commands.candidates, "reestimate_batchnorm", recorded)
+    words = ["train", f"dataset.root={stripes}", *quick, "trainer.epochs=2", "augmentation=none"]
+    train([*words, *settings], tmp_path)
+    found = {
+        name.split(".")[1]
+        for network, norms in zip(classifiers, gathered, strict=True)
+        for name, module in network.named_modules()
+        if any(module is norm for norm in norms)
+    }
+    assert found == expected

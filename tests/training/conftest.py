@@ -81,7 +81,7 @@ def make_module() -> Callable[..., FineTuning]:
 
         return FineTuning(
             Classifier(body, head),
-            normalise=make_preprocess().normalise,
+            preprocess=make_preprocess(),
             task=task,
             class_names=[f"class {index}" for index in range(num_classes)],
             loss=create_loss("cross_entropy", task=task, label_smoothing=0.0),

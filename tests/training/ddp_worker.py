@@ -111,7 +111,7 @@ def make_module(seed: int) -> FineTuning:
 
     return FineTuning(
         Classifier(backbone, head),
-        normalise=lambda images: (images.float() / 255 - 0.5) / 0.25,
+        preprocess=Preprocess(SIZE_PX, "squash", 1.0, "bilinear", (0.5,) * 3, (0.25,) * 3),
         task="multiclass",
         class_names=["lying", "standing"],
         loss=create_loss(
