@@ -1,7 +1,7 @@
 """What the recipe is made of: one setting changed at a time, and everything else as it chooses.
 
     .venv/bin/python benchmarks/ablation.py FOLDER… --weights FILE [--seeds 0 1] [--write]
-        [--option NAME=VALUE …] [--only base lr_x3 …]
+        [--option NAME=VALUE …] [--only base freeze=none …]
 
 Each training ends with up to four sets of weights, all measured on validation, so one run gives
 four figures. Runs are kept in runs/ablation and not repeated; decoded images and features are
@@ -22,9 +22,11 @@ import finetune
 REPOSITORY = Path(__file__).resolve().parents[1]
 VARIANTS: dict[str, tuple[str, ...]] = {
     "base": (),
-    "freeze=none": ("freeze=none",),
-    "lr x 0.33": ("optimizer.lr=1e-4",),
-    "lr x 3.3": ("optimizer.lr=1e-3",),
+    # With the rates that the recipe takes where the head starts at zero.
+    "freeze=none": ("freeze=none", "optimizer.lr=3e-3", "optimizer.backbone_lr_factor=0.033"),
+    "lr=1e-4": ("optimizer.lr=1e-4",),
+    "lr=1e-3": ("optimizer.lr=1e-3",),
+    "lr=3e-3": ("optimizer.lr=3e-3",),
     "layer_decay=0.9": ("optimizer.layer_decay=0.9",),
     "batchnorm=train": ("freeze.batchnorm=train",),
     "augmentation=none": ("augmentation=none",),

@@ -16,6 +16,7 @@ from finetune.training.batch_finder import (
     largest_by_memory,
 )
 from finetune.training.hardware import Hardware
+from finetune.training.recipe import Choice
 
 SMALLEST = 8
 LARGEST = 1024
@@ -29,7 +30,7 @@ def put_batch_size(
     audit: Audit | None,
     hardware: Hardware,
     console: Console,
-) -> TrainConfig:
+) -> tuple[TrainConfig, dict[str, Choice]]:
     """Put the size that was found in place of ``find``; anything else stays as it is.
 
     Args:
@@ -39,12 +40,16 @@ def put_batch_size(
         hardware: what it runs on.
         console: for what was tried.
 
+    Returns:
+        The config, and the choice by its dotted name, which the run is to remember; empty where
+        nothing was to be found.
+
     Raises:
         ConfigError: several processes share a batch.
         TrainingError: not a single image fits.
     """
     if config.trainer.batch_size != "find":
-        return config
+        return config, {}
     if hardware.world_size > 1:
         raise ConfigError(
             "trainer.batch_size: got find, which looks at one device; find it with "
@@ -67,7 +72,8 @@ def put_batch_size(
             "model.image_size_px or model."
         )
     console.print(_describe(found), markup=False, highlight=False, soft_wrap=True)
-    return fill_in(config, {"trainer.batch_size": found.suggestion})
+    choice = Choice(found.suggestion, f"found: within 5 % of the fastest; {found.largest} fit")
+    return fill_in(config, {"trainer.batch_size": choice.value}), {"trainer.batch_size": choice}
 
 
 def _describe(found: BatchSize) -> str:

@@ -5,6 +5,7 @@ import time
 import torch
 from torch import Tensor
 
+from finetune.commands.rates import RUNGS
 from finetune.commands.recipe import needs_steps, starts_from_probe
 from finetune.commands.setup import Setup
 from finetune.config import settled
@@ -37,9 +38,12 @@ def keep_to_time(setup: Setup, deadline: float) -> Setup:
     size = setup.preprocess.image_size_px
     images = torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8)
     image_seconds = time_step(setup.module, images, setup.hardware) / batch_size
+    epoch_seconds = image_seconds * (len(data.train) + FORWARD_SHARE * len(data.val))
+    if config.recipe == "search":  # whose trials take time as well
+        epoch_seconds *= 1 + sum(count * share for count, share in RUNGS)
     choice = fit_to_time(
         settled(config.trainer.epochs),
-        epoch_seconds=image_seconds * (len(data.train) + FORWARD_SHARE * len(data.val)),
+        epoch_seconds=epoch_seconds,
         seconds=max(0.0, SHARE_FOR_STEPS * (deadline - time.monotonic())),
     )
     epochs = max(1, int(choice.value))

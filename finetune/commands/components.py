@@ -226,7 +226,7 @@ def build_trainer(
     if keeps_average(config, hardware):
         callbacks.append(MovingAverage(settled(trainer.ema_decay)))
     if deadline is not None:
-        callbacks.append(Deadline(deadline))
+        callbacks.append(Deadline(deadline, console))
     return create_trainer(
         hardware,
         epochs=settled(trainer.epochs),

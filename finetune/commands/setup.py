@@ -113,10 +113,12 @@ def prepare(config: TrainConfig, open_folds: OpenRun | None) -> Setup:
     _check_finding(config, hardware)
     folder, audit = images_of(config, console, is_main=is_main, looks_ahead=open_folds is not None)
     config, reasons = settle(config, folder)
+    found: dict[str, Choice] = {}
     if config.resume is None:
-        config = put_batch_size(config, folder, audit, hardware, console)
+        config, found = put_batch_size(config, folder, audit, hardware, console)
     decided = _decided(config, is_main=is_main)
     config, choices = settle_recipe(config, folder, audit, hardware, decided=decided)
+    choices = {**found, **choices}
     _check_batches(config, folder, hardware)
     _check_resumable(config)
     is_first = open_folds is None or config.dataset.fold == 0

@@ -194,10 +194,12 @@ class Deadline(Callback):
 
     Args:
         deadline: by ``time.monotonic()``; the first process's clock decides for all.
+        console: where it is said.
     """
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, console: Console) -> None:
         self.deadline = deadline
+        self.console = console
         self.validation_seconds = 0.0
         self._validation_began = 0.0
 
@@ -217,8 +219,10 @@ class Deadline(Callback):
         """Look at the clock."""
         del pl_module, arguments
         is_late = time.monotonic() + 2 * self.validation_seconds >= self.deadline
-        if trainer.strategy.broadcast(is_late):
+        if trainer.strategy.broadcast(is_late) and not trainer.should_stop:
             trainer.should_stop = True
+            epoch = f"{trainer.current_epoch + 1} of {trainer.max_epochs}"
+            self.console.print(f"  The time is up: trainer.max_time_minutes ends epoch {epoch}.")
 
 
 def write_rows(path: Path, rows: list[dict[str, float]], *, columns: Iterable[str]) -> None:

@@ -58,12 +58,13 @@ class Facts:
 # fitted head far fewer do; see benchmarks/RESULTS.md, "What the recipe is made of".
 _BATCH_SIZE = 32
 _MAX_BATCH_SHARE = 1 / 6
-_EPOCHS = ((500, 12), (2_000, 8), (10_000, 4), (100_000, 3))
+_EPOCHS = ((500, 8), (2_000, 6), (10_000, 3), (100_000, 2))
 _EPOCHS_BEYOND = 2
 _SCRATCH_FACTOR = 4
 _MIXUP_FROM_IMAGES = 20_000
 _BATCHNORM_FROM_IMAGES = 10_000
 _BATCHNORM_FROM_BATCH = 16
+_LIGHT_FROM_IMAGES = 2_000
 _SIZES_PX = (32, 48, 64, 96, 128)
 
 
@@ -135,7 +136,9 @@ def choose_image_size(
 
 def choose_augmentation(num_images: int) -> Choice:
     """Choose one of the options of ``augmentation``, for ``num_images`` to train on."""
-    return Choice("standard", f"{num_images:,} images to train on")
+    if num_images < _LIGHT_FROM_IMAGES:
+        return Choice("standard", f"{num_images:,} images to train on, seen several times each")
+    return Choice("light", f"{num_images:,} images to train on, seen few times each")
 
 
 def choose_warmup(epochs: int) -> Choice:
@@ -177,7 +180,7 @@ def _rates(facts: Facts) -> dict[str, Choice]:
         }
     if facts.starts_from_probe:
         return {
-            "optimizer.lr": Choice(3e-4, "the head is fitted already (LP-FT, Kumar et al. 2022)"),
+            "optimizer.lr": Choice(1e-3, "the head is fitted already (LP-FT, Kumar et al. 2022)"),
             "optimizer.backbone_lr_factor": Choice(0.33, "pretrained weights need little"),
             "optimizer.layer_decay": Choice(0.75, "early stages are general; 0.7 to 0.9 is usual"),
         }

@@ -186,7 +186,7 @@ def read_epochs(folder):
 def test_a_deadline_that_is_over_lets_one_step_end_with_validation_and_checkpoints(
     make_module, make_data, make_trainer, tmp_path
 ):
-    trainer = make_trainer(Deadline(time.monotonic() - 1), epochs=5)
+    trainer = make_trainer(Deadline(time.monotonic() - 1, Console(quiet=True)), epochs=5)
     assert fit(trainer, make_module(), make_data(), resume_from=None)
     assert trainer.global_step == 1
     [row] = read_epochs(tmp_path / "run" / "metrics.csv")
@@ -203,7 +203,7 @@ def test_a_deadline_leaves_time_for_two_validations(
 ):
     # Steps end at 1, 2, 3; validation lasts from 4 to 5; steps end at 6 and 7: 7 + 2 * 1 is late.
     monkeypatch.setattr(finetune.training.callbacks, "time", Ticks())
-    deadline = Deadline(9.0)
+    deadline = Deadline(9.0, Console(quiet=True))
     trainer = make_trainer(deadline, epochs=5)
     assert fit(trainer, make_module(), make_data(), resume_from=None)
     assert trainer.global_step == 3 + 2
@@ -216,7 +216,8 @@ def test_a_deadline_leaves_time_for_two_validations(
 
 def test_a_deadline_far_away_changes_nothing(make_module, make_data, make_trainer, tmp_path):
     states = []
-    for folder, callbacks in (("with", [Deadline(time.monotonic() + 3600)]), ("without", [])):
+    late = Deadline(time.monotonic() + 3600, Console(quiet=True))
+    for folder, callbacks in (("with", [late]), ("without", [])):
         module = make_module()
         trainer = make_trainer(*callbacks, folder=folder)
         assert fit(trainer, module, make_data(), resume_from=None)
@@ -233,8 +234,13 @@ def test_the_first_process_decides_for_all(says, stops):
         asked.append(is_late)
         return says
 
-    trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=broadcast), should_stop=False)
+    trainer = SimpleNamespace(
+        strategy=SimpleNamespace(broadcast=broadcast),
+        should_stop=False,
+        current_epoch=0,
+        max_epochs=2,
+    )
     deadline = time.monotonic() + (3600 if says else -1)  # this process thinks otherwise
-    Deadline(deadline).on_train_batch_end(trainer, None, None, None, 0)
+    Deadline(deadline, Console(quiet=True)).on_train_batch_end(trainer, None, None, None, 0)
     assert asked == [not says]
     assert trainer.should_stop is stops
