@@ -26,7 +26,8 @@ _EXAMPLES = {
     "train": (
         "finetune train                                  the embedded digits, offline",
         "finetune train dataset.root=~/flowers           your own folder: <root>/<class>/*.jpg",
-        "finetune train dataset.root=~/flowers model=resnet50 freeze=backbone optimizer.lr=3e-4",
+        "finetune train dataset.root=~/flowers model=resnet50 trainer.max_time_minutes=10",
+        "finetune train dataset.root=~/flowers freeze=backbone    only the head, in seconds",
         "finetune train dataset=medical dataset.root=/data/xrays model.weights=r18.safetensors",
         "finetune train dataset.root=~/flowers dataset.folds=5 dataset.fold=all",
         "finetune train dataset.manifest=labels.csv task=multilabel",

@@ -66,7 +66,8 @@ def test_a_second_run_decodes_nothing(root, examined):
     assert run(root, on_progress=progress.append) == first
     assert examined == []
     assert progress == [6]
-    assert file_of(root).stat() == written
+    now = file_of(root).stat()  # reading it may set st_atime
+    assert (now.st_ino, now.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
     assert first.notes == ()
 
 
