@@ -87,7 +87,6 @@ class Setup:
             module.start_at(suffix)
         return replace(self, config=config, module=module, choices={**self.choices, **choices})
 
-
     def with_new_network(self) -> "Setup":
         """Make the network anew, with random weights; for when its own are in pieces (FSDP)."""
         num_classes = len(self.folder.class_names)

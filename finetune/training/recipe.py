@@ -180,7 +180,7 @@ def _rates(facts: Facts) -> dict[str, Choice]:
         }
     if facts.starts_from_probe:
         return {
-            "optimizer.lr": Choice(1e-3, "the head is fitted already (LP-FT, Kumar et al. 2022)"),
+            "optimizer.lr": Choice(1e-4, "the head is fitted already (LP-FT, Kumar et al. 2022)"),
             "optimizer.backbone_lr_factor": Choice(0.33, "pretrained weights need little"),
             "optimizer.layer_decay": Choice(0.75, "early stages are general; 0.7 to 0.9 is usual"),
         }
