@@ -58,13 +58,11 @@ def settle_recipe(
     trainer = config.trainer
     facts = Facts(
         num_images=sum(sample.split == "train" for sample in folder.samples),
-        num_classes=len(folder.class_names),
         shorter_side_px=shorter_side_px(audit),
         native_size_px=pretrained_size_px(config.model.backbone),
         is_pretrained=has_weights,
         starts_from_probe=starts_from_probe(config),
         policy=config.freeze.policy,
-        accelerator=hardware.accelerator,
         world_size=hardware.world_size,
         batch_size=_typed(trainer.batch_size),
         epochs=_typed(trainer.epochs),

@@ -8,7 +8,7 @@ we measured: the source stands beside each.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from finetune.models.freezing import FreezePolicy
 
@@ -28,26 +28,22 @@ class Facts:
 
     Attributes:
         num_images: to train on.
-        num_classes: of the data.
         shorter_side_px: of the middle image; None if unknown.
         native_size_px: the images that the backbone was made for.
         is_pretrained: whether the backbone brings weights.
         starts_from_probe: whether the head is fitted before the first step.
         policy: what learns.
-        accelerator: ``cpu`` or ``gpu``.
         world_size: processes that share a batch.
         batch_size: as typed; None to choose.
         epochs: as typed; None to choose.
     """
 
     num_images: int
-    num_classes: int
     shorter_side_px: float | None
     native_size_px: int
     is_pretrained: bool
     starts_from_probe: bool
     policy: FreezePolicy
-    accelerator: Literal["cpu", "gpu"]
     world_size: int
     batch_size: int | None
     epochs: int | None
@@ -60,6 +56,7 @@ _BATCH_SIZE = 32
 _MAX_BATCH_SHARE = 1 / 6
 _EPOCHS = ((500, 8), (2_000, 6), (10_000, 3), (100_000, 2))
 _EPOCHS_BEYOND = 2
+_EPOCHS_GRADUAL = 10
 _SCRATCH_FACTOR = 4
 _MIXUP_FROM_IMAGES = 20_000
 _BATCHNORM_FROM_IMAGES = 10_000
@@ -154,7 +151,9 @@ def describe(choices: Mapping[str, Choice]) -> dict[str, str]:
 def _batch_size(facts: Facts) -> Choice:
     largest = max(2, int(facts.num_images * _MAX_BATCH_SHARE))
     size = min(_BATCH_SIZE, 2 ** int(math.log2(largest)))
-    reason = "of one step" if size == _BATCH_SIZE else "at least six steps an epoch"
+    reason = "usual for fine-tuning; larger batches want other rates"
+    if size < _BATCH_SIZE:
+        reason = f"{facts.num_images:,} images to train on make at least six steps an epoch"
     # Each process gets as many; of fewer images than processes none can be filled.
     shared = facts.num_images // facts.world_size or 1
     size = min(max(2, size // facts.world_size), shared) * facts.world_size
@@ -163,10 +162,13 @@ def _batch_size(facts: Facts) -> Choice:
 
 def _epochs(facts: Facts) -> Choice:
     epochs = next((n for most, n in _EPOCHS if facts.num_images < most), _EPOCHS_BEYOND)
-    images = f"{facts.num_images:,} images to train on"
+    reason = f"{facts.num_images:,} images to train on, from pretrained weights"
     if not facts.is_pretrained:
-        return Choice(epochs * _SCRATCH_FACTOR, f"{images}, from random weights")
-    return Choice(epochs, f"{images}, from pretrained weights")
+        epochs *= _SCRATCH_FACTOR
+        reason = f"{facts.num_images:,} images to train on, from random weights"
+    if facts.policy == "gradual" and epochs < _EPOCHS_GRADUAL:
+        return Choice(_EPOCHS_GRADUAL, f"{reason}; stages open one by one")
+    return Choice(epochs, reason)
 
 
 def _rates(facts: Facts) -> dict[str, Choice]:

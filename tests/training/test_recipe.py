@@ -44,13 +44,11 @@ KEYS = {
 def make_facts(**known):
     usual = {
         "num_images": 1_000,
-        "num_classes": 5,
         "shorter_side_px": 300.0,
         "native_size_px": 224,
         "is_pretrained": True,
         "starts_from_probe": True,
         "policy": "probe_then_finetune",
-        "accelerator": "cpu",
         "world_size": 1,
         "batch_size": None,
         "epochs": None,
@@ -61,13 +59,11 @@ def make_facts(**known):
 any_facts = st.builds(
     Facts,
     num_images=st.one_of(st.integers(1, 300), st.integers(1, 20_000_000)),
-    num_classes=st.integers(2, 20_000),
     shorter_side_px=st.none() | st.floats(1, 20_000),
     native_size_px=st.integers(16, 2_048),
     is_pretrained=st.booleans(),
     starts_from_probe=st.booleans(),
     policy=st.sampled_from(get_args(FreezePolicy)),
-    accelerator=st.sampled_from(["cpu", "gpu"]),
     world_size=st.integers(1, 64),
     batch_size=st.none() | st.integers(1, 4_096),
     epochs=st.none() | st.integers(1, 1_000),
@@ -295,3 +291,12 @@ def test_a_choice_in_words():
         "trainer.epochs": "3 (few images)",
         "optimizer.lr": "0.001 (usual)",
     }
+
+
+@given(num_images=st.integers(1, 1_000_000), is_pretrained=st.booleans())
+def test_stages_that_open_one_by_one_have_the_epochs_for_it(num_images, is_pretrained):
+    facts = {"num_images": num_images, "is_pretrained": is_pretrained, "starts_from_probe": False}
+    gradual = choose_recipe(make_facts(**facts, policy="gradual"))["trainer.epochs"]
+    at_once = choose_recipe(make_facts(**facts, policy="none"))["trainer.epochs"]
+    assert gradual.value == max(10, at_once.value)
+    assert ("one by one" in gradual.reason) == (gradual.value > at_once.value)
