@@ -112,7 +112,7 @@ class EpochTable(Callback):
             heads = (f"{head:>{widths[key]}}" for key, head in self.headings.items())
             self.console.print("[bold]  " + "  ".join(heads))
         cells = {key: _cell(key, row.get(key, math.nan)) for key in self.headings}
-        cells["epoch"] = f"{row['epoch']:.0f}/{epochs}"
+        cells["epoch"] = f"{row['epoch']:.0f}/{epochs}" if row["epoch"] else "probe"
         text = "  ".join(f"{cell:>{widths[key]}}" for key, cell in cells.items())
         best = row["epoch"] == self.best_epoch
         self.console.print(f"{'*' if best else ' '} {text}", style="bold" if best else "")
