@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from finetune.data.augment import Augmentation
+from finetune.data.augment import Augmentation, use_one_thread
 from finetune.data.batches import Key, sample_seed
 from finetune.data.decode import decode_image
 from finetune.data.discover import Sample
@@ -103,6 +103,37 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
                 f"{path} cannot be read any more: {reason}. It could when the run began; put it "
                 "back, or start anew."
             ) from None
+
+
+def load_in_order(
+    images: LabelledImages,
+    batch_size: int,
+    *,
+    workers: int,
+    pin_memory: bool,
+    indices: Sequence[int] | None = None,
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Make a loader that shows each image once, as epoch 0 does, in order.
+
+    Args:
+        images: of any split.
+        batch_size: images of a batch, the last one smaller; >= 1.
+        workers: decoding processes; no more are started than there are batches.
+        pin_memory: for a GPU.
+        indices: which images, in which order; None takes all.
+    """
+    chosen = range(len(images)) if indices is None else indices
+    batches = [
+        [(0, index) for index in chosen[start : start + batch_size]]
+        for start in range(0, len(chosen), batch_size)
+    ]
+    return DataLoader(
+        images,
+        batch_sampler=batches,
+        num_workers=min(workers, len(batches)),
+        pin_memory=pin_memory,
+        worker_init_fn=use_one_thread,
+    )
 
 
 def make_targets(

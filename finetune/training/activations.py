@@ -14,11 +14,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from finetune.data.augment import use_one_thread
 from finetune.data.batches import Key
-from finetune.data.labelled_images import LabelledImages
+from finetune.data.labelled_images import LabelledImages, load_in_order
 from finetune.errors import RunError
 
 
@@ -154,7 +153,10 @@ def compute_activations(
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     done = 0
     with ExitStack() as stack:
-        for batch, _ in _make_loader(images, batch_size, workers, device):
+        loader = load_in_order(
+            images, batch_size, workers=workers, pin_memory=device.type == "cuda"
+        )
+        for batch, _ in loader:
             filled = batch[torch.arange(batch_size) % len(batch)]
             with torch.no_grad(), autocast:
                 inputs = normalise(filled.to(device, non_blocking=True))
@@ -199,22 +201,6 @@ def _is_channels_last(batch: Tensor) -> bool:
         batch.ndim == 4
         and batch.is_contiguous(memory_format=torch.channels_last)
         and not batch.is_contiguous()
-    )
-
-
-def _make_loader(
-    images: LabelledImages, batch_size: int, workers: int, device: torch.device
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    batches = [
-        [(0, index) for index in range(start, min(start + batch_size, len(images)))]
-        for start in range(0, len(images), batch_size)
-    ]
-    return DataLoader(
-        images,
-        batch_sampler=batches,
-        num_workers=min(workers, len(batches)),
-        pin_memory=device.type == "cuda",
-        worker_init_fn=use_one_thread,
     )
 
 

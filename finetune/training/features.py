@@ -8,10 +8,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from finetune.data.augment import use_one_thread
-from finetune.data.labelled_images import LabelledImages
+from finetune.data.labelled_images import LabelledImages, load_in_order
 from finetune.errors import TrainingError
 
 WORTH_WORKERS = 64
@@ -52,7 +50,13 @@ def compute_features(
         TrainingError: a feature is not finite; names the first such image.
     """
     chosen = range(len(images)) if indices is None else indices
-    loader = _make_loader(images, chosen, batch_size, workers, pin_memory=device.type == "cuda")
+    loader = load_in_order(
+        images,
+        batch_size,
+        workers=workers if len(chosen) >= WORTH_WORKERS else 0,
+        pin_memory=device.type == "cuda",
+        indices=chosen,
+    )
     features = torch.empty(0, 0)
     done = 0
     backbone.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -72,27 +76,6 @@ def compute_features(
             if on_progress is not None:
                 on_progress(done)
     return features
-
-
-def _make_loader(
-    images: LabelledImages,
-    indices: Sequence[int],
-    batch_size: int,
-    workers: int,
-    *,
-    pin_memory: bool,
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    batches = [
-        [(0, index) for index in indices[start : start + batch_size]]
-        for start in range(0, len(indices), batch_size)
-    ]
-    return DataLoader(
-        images,
-        batch_sampler=batches,
-        num_workers=min(workers, len(batches)) if len(indices) >= WORTH_WORKERS else 0,
-        pin_memory=pin_memory,
-        worker_init_fn=use_one_thread,
-    )
 
 
 @contextmanager

@@ -119,8 +119,7 @@ def fit(
         raise TrainingError(
             f"The GPU's memory is too small: {str(error).split('.')[0]}. Try a smaller "
             "trainer.batch_size (with trainer.accumulate_batches to keep the step), or a "
-            "smaller model.image_size_px; `finetune tune find=batch_size` with the same settings "
-            "says what fits."
+            "smaller model.image_size_px; trainer.batch_size=find tries what fits."
         ) from error
     except DataError as error:
         # A worker's exception comes wrapped in its traceback; the last line is ours.

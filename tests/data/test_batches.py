@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.batches import TrainBatches, balanced_order, epoch_order, sample_seed
+from finetune.data.batches import (
+    TrainBatches,
+    balanced_order,
+    epoch_order,
+    sample_seed,
+    validation_batches,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -135,3 +141,19 @@ def test_lightning_sets_the_epoch_of_the_sampler_within():
     batches = TrainBatches(4, 2, order=lambda epoch: [epoch] * 4, rank=0, world_size=1)
     batches.sampler.set_epoch(3)
     assert list(batches) == [[(3, 3), (3, 3)]] * 2
+
+
+@given(num_samples=st.integers(0, 300), size=st.integers(1, 40), world_size=st.integers(1, 8))
+def test_validation_shows_each_image_once_in_as_many_batches_to_each_process(
+    num_samples, size, world_size
+):
+    shares = [
+        validation_batches(num_samples, size, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    shown = sorted(chain.from_iterable(batch for share in shares for batch in share))
+    assert shown == list(range(num_samples))
+    most = size if world_size == 1 else max(2, size)
+    assert all(0 < len(batch) <= most for share in shares for batch in share)
+    if num_samples >= world_size:
+        assert len({len(share) for share in shares}) == 1
