@@ -44,7 +44,7 @@ def keep_to_time(setup: Setup, deadline: float) -> Setup:
     choice = fit_to_time(
         settled(config.trainer.epochs),
         epoch_seconds=epoch_seconds,
-        seconds=max(0.0, SHARE_FOR_STEPS * (deadline - time.monotonic())),
+        seconds=max(0.0, end_of_steps(deadline) - time.monotonic()),
     )
     epochs = max(1, int(choice.value))
     changed = {"trainer.epochs": Choice(epochs, choice.reason)}
@@ -54,6 +54,16 @@ def keep_to_time(setup: Setup, deadline: float) -> Setup:
     if "scheduler.warmup_epochs" in setup.choices:
         changed["scheduler.warmup_epochs"] = choose_warmup(epochs)
     return setup.with_choices(changed)
+
+
+def end_of_steps(deadline: float) -> float:
+    """Say until when steps may go on, so that what follows them also ends in time.
+
+    Args:
+        deadline: of everything, by ``time.monotonic()``.
+    """
+    now = time.monotonic()
+    return now + SHARE_FOR_STEPS * (deadline - now)
 
 
 def time_step(module: FineTuning, images: Tensor, hardware: Hardware) -> float:

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from rich.console import Console
 
-from finetune.commands.budget import keep_to_time
+from finetune.commands.budget import end_of_steps, keep_to_time
 from finetune.commands.candidates import choose_weights
 from finetune.commands.components import build_trainer
 from finetune.commands.contact_sheet import draw_contact_sheet
@@ -103,8 +103,9 @@ def train_once(
 
 def _take_steps(setup: Setup, steps: ImageDataModule, deadline: float | None) -> bool:
     """Train to the end; False where the user interrupted."""
+    end = None if deadline is None else end_of_steps(deadline)
     trainer = build_trainer(
-        setup.config, setup.hardware, setup.run, setup.epochs, setup.console, deadline=deadline
+        setup.config, setup.hardware, setup.run, setup.epochs, setup.console, deadline=end
     )
     resume_from = setup.run.last_checkpoint if setup.config.resume is not None else None
     compiled = compiled_network if setup.config.trainer.compile else nullcontext

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +15,13 @@ from torch import nn
 
 import finetune.commands.budget
 from finetune.cli import _compose, _prepare, _tokens, main
-from finetune.commands.budget import FORWARD_SHARE, SHARE_FOR_STEPS, keep_to_time, time_step
+from finetune.commands.budget import (
+    FORWARD_SHARE,
+    SHARE_FOR_STEPS,
+    end_of_steps,
+    keep_to_time,
+    time_step,
+)
 from finetune.commands.recipe import fill_in
 from finetune.config import TrainConfig
 from finetune.training.checkpoints import load_checkpoint
@@ -189,3 +196,9 @@ def test_timing_a_step_leaves_no_trace() -> None:
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert all(parameter.grad is None for parameter in module.parameters())
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_steps_leave_time_for_what_follows_them() -> None:
+    now = time.monotonic()
+    assert now < end_of_steps(now + 100) < now + 90
+    assert end_of_steps(now - 100) < now  # too late already

@@ -4,6 +4,7 @@ import pickle
 import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -201,24 +202,28 @@ def test_bytes_are_counted_before_they_are_taken(count, shape, dtype, num_images
     assert activation_bytes(example, num_images) == taken.numel() * taken.element_size()
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
-    """Let no file of this process grow beyond 10,000 bytes; the activations need 295,000."""
+    """Let no file of this process grow beyond 10,000 bytes; the activations need 295,000.
+
+    Within the block alone: pytest writes to a file too, where its output goes to one.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("can_reserve", [True, False])
-def test_too_little_room_is_said_and_leaves_nothing(
-    images, tmp_path, small_files, monkeypatch, can_reserve
-):
+def test_too_little_room_is_said_and_leaves_nothing(images, tmp_path, monkeypatch, can_reserve):
     if not can_reserve:
         monkeypatch.delattr(os, "posix_fallocate")
     _, split = make_classifier()
     open_files = len(list(Path("/proc/self/fd").iterdir()))
-    with pytest.raises(RunError, match=r"18 images, 0\.00 GB, cannot be kept there: File too"):
+    said = r"18 images, 0\.00 GB, cannot be kept there: File too"
+    with pytest.raises(RunError, match=said), small_files():
         compute(split.prefix, images, tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert len(list(Path("/proc/self/fd").iterdir())) == open_files
