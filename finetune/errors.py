@@ -63,5 +63,14 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     The leading space lets a message append the result as it is.
     """
     lowered = {option.lower(): option for option in options}
-    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
+    typed = word.lower()
+    close = difflib.get_close_matches(typed, lowered, n=1, cutoff=0.6)
+    # difflib takes the longest match first, and so misses `baba` for `bba`.
+    close += [option for option in lowered if _lacks_one_letter(typed, option)]
     return f" Did you mean `{lowered[close[0]]}`?" if close else ""
+
+
+def _lacks_one_letter(word: str, option: str) -> bool:
+    return len(option) > 3 and any(
+        option[:index] + option[index + 1 :] == word for index in range(len(option))
+    )
