@@ -1,6 +1,7 @@
 """``trainer.max_time_minutes``: as many epochs as there is time for."""
 
 import time
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def keep_to_time(setup: Setup, deadline: float) -> Setup:
         epoch_seconds=epoch_seconds,
         seconds=max(0.0, end_of_steps(deadline) - time.monotonic()),
     )
-    epochs = max(1, int(choice.value))
+    epochs = max(1, cast(int, choice.value))
     changed = {"trainer.epochs": Choice(epochs, choice.reason)}
     if choice.value == 0 and starts_from_probe(config):
         # The probe takes seconds, and is a result of its own.

@@ -20,7 +20,7 @@ from finetune.models.heads import create_head
 from finetune.run import RunDirectory
 from finetune.training.averaging import MovingAverage
 from finetune.training.balance import class_weights, log_priors, positive_weights
-from finetune.training.callbacks import Deadline, EpochTable, StepProgress
+from finetune.training.callbacks import Deadline, EarlyStop, EpochTable, StepProgress
 from finetune.training.hardware import Hardware, choose_hardware
 from finetune.training.loggers import create_logger
 from finetune.training.losses import create_loss
@@ -221,6 +221,9 @@ def build_trainer(
     if "experiment_name" in settings:
         settings["project"] = settings.pop("experiment_name")
     callbacks: list[Callback] = [epochs]
+    if trainer.early_stopping_patience is not None:
+        patience = settled(trainer.early_stopping_patience)
+        callbacks.append(EarlyStop(epochs, patience, console))
     if console.is_terminal:
         callbacks.append(StepProgress(console))
     if keeps_average(config, hardware):
@@ -232,7 +235,6 @@ def build_trainer(
         epochs=settled(trainer.epochs),
         accumulate_batches=trainer.accumulate_batches,
         gradient_clip=trainer.gradient_clip,
-        early_stopping_patience=trainer.early_stopping_patience,
         monitor=monitor_key(config),
         mode=monitor_mode(config),
         folder=run.path,
@@ -261,7 +263,6 @@ def build_trial(
         epochs=settled(config.trainer.epochs),
         accumulate_batches=config.trainer.accumulate_batches,
         gradient_clip=config.trainer.gradient_clip,
-        early_stopping_patience=None,
         monitor=monitor_key(config),
         mode=monitor_mode(config),
         folder=run.path,

@@ -172,7 +172,7 @@ def _procedure(config: TrainConfig, hardware: Hardware) -> str:
 
 def _recipe(choices: Mapping[str, Choice]) -> str:
     """List what was chosen for the user, with the reasons; typing a value overrides it."""
-    return "\n".join(f"{key}={choice.value}: {choice.reason}" for key, choice in choices.items())
+    return "\n".join(f"{key}={choice}: {choice.reason}" for key, choice in choices.items())
 
 
 def _rates(config: TrainConfig, module: FineTuning) -> str:

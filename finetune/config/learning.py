@@ -167,8 +167,9 @@ class TrainerConfig(Group):
             likewise; ``find`` tries which sizes fit, and takes the smallest that is fast.
         accumulate_batches: batches whose gradients add up to one optimizer step.
         gradient_clip: largest norm of the gradient; null for no limit.
-        early_stopping_patience: epochs without a better ``dataset.monitor`` before training
-            stops; null to train to the end.
+        early_stopping_patience: epochs without a better ``dataset.monitor`` and without a
+            smaller loss on validation before training stops, the probe being the first to
+            beat; null to train to the end, ``auto`` is left to the recipe.
         max_time_minutes: what a training may take; the recipe plans fewer epochs, and no epoch
             starts that would not end in time. null for no limit.
         ema_decay: of the moving average of the weights, which is one of those that the best is
@@ -185,7 +186,7 @@ class TrainerConfig(Group):
     batch_size: Annotated[Whole, Field(ge=1)] | Auto | Find
     accumulate_batches: Whole = Field(ge=1)
     gradient_clip: Number | None = Field(gt=0)
-    early_stopping_patience: Whole | None = Field(ge=1)
+    early_stopping_patience: Annotated[Whole, Field(ge=1)] | Auto | None
     max_time_minutes: Number | None = Field(gt=0)
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] | Auto
     compile: bool

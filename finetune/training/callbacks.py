@@ -89,6 +89,19 @@ class EpochTable(Callback):
 
         return int(max(self.rows, key=goodness)["epoch"])
 
+    @property
+    def epochs_without_gain(self) -> int:
+        """Epochs at the end in which neither the monitored value nor the loss was a new best."""
+        sign = 1 if self.mode == "max" else -1
+        best_value, best_loss, since = -math.inf, math.inf, 0
+        for row in self.rows:
+            value, loss = sign * row.get(self.monitor, math.nan), row.get("val_loss", math.nan)
+            # Of NaN, neither is true.
+            since = 0 if value > best_value or loss < best_loss else since + 1
+            best_value = max(best_value, value)
+            best_loss = min(best_loss, loss)
+        return since
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the row of this epoch."""
         del pl_module
@@ -185,6 +198,36 @@ class StepProgress(Callback):
         """Give the terminal back."""
         del trainer, pl_module, stage
         self.progress.stop()
+
+
+class EarlyStop(Callback):
+    """End the training when nothing has got better for some epochs; the probe counts as one.
+
+    A falling loss counts as better too: of few validation images, accuracy moves in large steps.
+
+    Args:
+        table: of the epochs, a callback before this one; the first process's decides for all,
+            since it alone knows the probe.
+        patience: epochs without gain, >= 1.
+        console: where it is said.
+    """
+
+    def __init__(self, table: EpochTable, patience: int, console: Console) -> None:
+        self.table = table
+        self.patience = patience
+        self.console = console
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count."""
+        del pl_module
+        is_over = self.table.epochs_without_gain >= self.patience
+        is_last = trainer.current_epoch + 1 == trainer.max_epochs
+        if trainer.strategy.broadcast(is_over) and not is_last:
+            trainer.should_stop = True
+            self.console.print(
+                f"  Nothing better for {self.patience} epochs: training ends here "
+                "(trainer.early_stopping_patience)."
+            )
 
 
 class Deadline(Callback):

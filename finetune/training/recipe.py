@@ -8,11 +8,11 @@ we measured: the source stands beside each.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from finetune.models.freezing import FreezePolicy
 
-Value = float | int | str
+Value = float | int | str | None
 
 
 class Choice(NamedTuple):
@@ -20,6 +20,10 @@ class Choice(NamedTuple):
 
     value: Value
     reason: str
+
+    def __str__(self) -> str:
+        """Write the value as a user would type it."""
+        return "null" if self.value is None else str(self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ _MIXUP_FROM_IMAGES = 20_000
 _BATCHNORM_FROM_IMAGES = 10_000
 _BATCHNORM_FROM_BATCH = 16
 _LIGHT_FROM_IMAGES = 2_000
+_PATIENCE_SHARE = 0.4  # see benchmarks/RESULTS.md, "Stopping early"
 _SIZES_PX = (32, 48, 64, 96, 128)
 
 
@@ -72,9 +77,9 @@ def choose_recipe(facts: Facts) -> dict[str, Choice]:
         facts: about images, backbone and machine.
     """
     batch_size = _batch_size(facts)
-    chosen_size = int(batch_size.value) if facts.batch_size is None else facts.batch_size
+    chosen_size = cast(int, batch_size.value) if facts.batch_size is None else facts.batch_size
     epochs = _epochs(facts)
-    num_epochs = int(epochs.value) if facts.epochs is None else facts.epochs
+    num_epochs = cast(int, epochs.value) if facts.epochs is None else facts.epochs
     steps = max(1, facts.num_images // chosen_size) * num_epochs
     return {
         "model.image_size_px": choose_image_size(
@@ -91,6 +96,7 @@ def choose_recipe(facts: Facts) -> dict[str, Choice]:
         "augmentation.transforms": choose_augmentation(facts.num_images),
         "augmentation.mixup_alpha": _mixup(facts),
         "trainer.ema_decay": _ema(steps),
+        "trainer.early_stopping_patience": _patience(num_epochs, facts.starts_from_probe),
     }
 
 
@@ -145,7 +151,7 @@ def choose_warmup(epochs: int) -> Choice:
 
 def describe(choices: Mapping[str, Choice]) -> dict[str, str]:
     """Put each choice into words: ``value (reason)``."""
-    return {key: f"{choice.value} ({choice.reason})" for key, choice in choices.items()}
+    return {key: f"{choice} ({choice.reason})" for key, choice in choices.items()}
 
 
 def _batch_size(facts: Facts) -> Choice:
@@ -209,6 +215,13 @@ def _mixup(facts: Facts) -> Choice:
     if facts.num_images < _MIXUP_FROM_IMAGES:
         return Choice(0.0, "fewer than 20,000 images (BiT-HyperRule)")
     return Choice(0.1, "20,000 images or more (BiT-HyperRule)")
+
+
+def _patience(epochs: int, starts_from_probe: bool) -> Choice:
+    if not starts_from_probe:
+        return Choice(None, "without a probe to fall back on, the schedule is trained to its end")
+    patience = max(2, round(_PATIENCE_SHARE * epochs))
+    return Choice(patience, "two fifths of the epochs; the probe is kept if nothing beats it")
 
 
 def _ema(steps: int) -> Choice:

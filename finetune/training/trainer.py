@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from torch import Tensor, nn
@@ -27,7 +27,6 @@ def create_trainer(
     epochs: int,
     accumulate_batches: int,
     gradient_clip: float | None,
-    early_stopping_patience: int | None,
     monitor: str,
     mode: str,
     folder: Path,
@@ -37,14 +36,13 @@ def create_trainer(
     callbacks: Sequence[Callback],
     logger: Logger | None,
 ) -> Trainer:
-    """Make the Trainer: checkpoints ``best`` and ``last``, early stopping, progress, strategy.
+    """Make the Trainer: checkpoints ``best`` and ``last``, progress, strategy.
 
     Args:
         hardware: what it runs on.
         epochs: passes over the training images.
         accumulate_batches: batches to an optimizer step.
         gradient_clip: largest norm of the gradient; None for no limit.
-        early_stopping_patience: epochs without improvement; None to go on to the end.
         monitor: the logged metric that decides.
         mode: ``max`` where more of it is better, else ``min``.
         folder: of the run; ``best.ckpt`` and ``last.ckpt`` go to ``checkpoints`` in it.
@@ -56,10 +54,6 @@ def create_trainer(
     """
     # The table of epochs is a callback of ours, before the checkpoints, whose state it enters.
     all_callbacks: list[Callback] = [*callbacks]
-    if early_stopping_patience is not None:
-        all_callbacks.append(
-            EarlyStopping(monitor, mode=mode, patience=early_stopping_patience, check_finite=True)
-        )
     if keeps_checkpoints:
         all_callbacks += [
             _checkpoint(folder / "checkpoints", "best", monitor=monitor, mode=mode),

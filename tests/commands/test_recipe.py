@@ -31,6 +31,7 @@ TYPED = {
     "trainer.batch_size": 10,
     "trainer.epochs": 7,
     "trainer.ema_decay": 0.25,
+    "trainer.early_stopping_patience": 4,
     "optimizer.lr": 0.0123,
     "optimizer.backbone_lr_factor": 0.5,
     "optimizer.layer_decay": 0.9,

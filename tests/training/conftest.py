@@ -20,7 +20,7 @@ from finetune.models.backbones import create_backbone
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import Freezing
 from finetune.models.heads import create_head
-from finetune.training.callbacks import EpochTable
+from finetune.training.callbacks import EarlyStop, EpochTable
 from finetune.training.hardware import Hardware
 from finetune.training.losses import create_loss
 from finetune.training.module import FineTuning
@@ -155,18 +155,18 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
             mode=mode,
             console=Console(file=io.StringIO()),
         )
+        stop = [] if patience is None else [EarlyStop(table, patience, table.console)]
         return create_trainer(
             hardware,
             epochs=epochs,
             accumulate_batches=accumulate,
             gradient_clip=1.0,
-            early_stopping_patience=patience,
             monitor=monitor,
             mode=mode,
             folder=run,
             stages_open_later=gradual,
             synchronise_batchnorm=False,
-            callbacks=[table, *callbacks],
+            callbacks=[table, *stop, *callbacks],
             logger=None,
         )
 

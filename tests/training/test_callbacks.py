@@ -16,6 +16,7 @@ from finetune.config import MetricName
 from finetune.training.callbacks import (
     HEADINGS,
     Deadline,
+    EarlyStop,
     EpochTable,
     StepProgress,
     write_rows,
@@ -244,3 +245,72 @@ def test_the_first_process_decides_for_all(says, stops):
     Deadline(deadline, Console(quiet=True)).on_train_batch_end(trainer, None, None, None, 0)
     assert asked == [not says]
     assert trainer.should_stop is stops
+
+
+scores = st.lists(
+    st.tuples(
+        st.sampled_from([0.25, 0.5, 0.75, float("nan")]),
+        st.sampled_from([0.25, 0.5, 0.75, float("nan")]),
+    ),
+    max_size=8,
+)
+
+
+@given(scores, st.sampled_from(["max", "min"]))
+def test_an_epoch_gains_when_its_value_or_its_loss_is_a_new_best(rows, mode):
+    table = EpochTable(
+        None, metrics=METRICS, monitor="val_accuracy", mode=mode, console=Console(quiet=True)
+    )
+    table.rows = [
+        {"epoch": n, "val_accuracy": value, "val_loss": loss}
+        for n, (value, loss) in enumerate(rows)
+    ]
+    better = max if mode == "max" else min
+
+    def is_new(seen, choose):
+        known = [value for value in seen if value == value]
+        return (
+            bool(known)
+            and known[-1] is seen[-1]
+            and seen[-1] not in known[:-1]
+            and (choose(known) == seen[-1])
+        )
+
+    gains = [
+        n
+        for n in range(1, len(rows) + 1)
+        if is_new([value for value, _ in rows[:n]], better)
+        or is_new([loss for _, loss in rows[:n]], min)
+    ]
+    assert table.epochs_without_gain == len(rows) - (gains[-1] if gains else 0)
+
+
+@pytest.mark.parametrize(("epoch", "stops"), [(0, False), (1, True), (8, False)])
+def test_training_ends_after_as_many_epochs_without_gain(tmp_path, epoch, stops):
+    table = make_table(tmp_path)
+    table.start({"val_accuracy": 0.75, "val_loss": 0.25}, 9)
+    trainer = SimpleNamespace(
+        should_stop=False,
+        current_epoch=epoch,
+        max_epochs=9,
+        strategy=SimpleNamespace(broadcast=lambda value: value),
+    )
+    stop = EarlyStop(table, 2, table.console)
+    for past in range(epoch + 1):
+        end_epoch(table, epoch=past, val_accuracy=0.75, val_loss=0.5)
+    stop.on_train_epoch_end(trainer, None)
+    assert trainer.should_stop is stops
+    assert ("Nothing better for 2 epochs" in table.console.file.getvalue()) is stops
+
+
+def test_the_first_process_decides_whether_to_stop(tmp_path):
+    table = make_table(tmp_path)
+    trainer = SimpleNamespace(
+        should_stop=False,
+        current_epoch=0,
+        max_epochs=9,
+        strategy=SimpleNamespace(broadcast=lambda value: not value),
+    )
+    end_epoch(table, epoch=0, val_accuracy=0.75, val_loss=0.5)
+    EarlyStop(table, 1, table.console).on_train_epoch_end(trainer, None)
+    assert trainer.should_stop

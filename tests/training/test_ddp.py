@@ -18,7 +18,7 @@ from finetune.training.checkpoints import load_checkpoint
 
 CASES = ("stops", "accumulates")
 SEVERAL = (2, 3)
-TOLERANCE = 1e-5
+TOLERANCE = 1e-6
 
 
 @pytest.fixture(scope="module")

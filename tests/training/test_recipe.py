@@ -30,6 +30,7 @@ KEYS = {
     "trainer.batch_size",
     "trainer.epochs",
     "trainer.ema_decay",
+    "trainer.early_stopping_patience",
     "optimizer.lr",
     "optimizer.backbone_lr_factor",
     "optimizer.layer_decay",
@@ -81,7 +82,6 @@ def config_of(values):
         "precision": "auto",
         "accumulate_batches": 1,
         "gradient_clip": None,
-        "early_stopping_patience": None,
         "max_time_minutes": None,
         "compile": False,
     }
@@ -300,3 +300,12 @@ def test_stages_that_open_one_by_one_have_the_epochs_for_it(num_images, is_pretr
     at_once = choose_recipe(make_facts(**facts, policy="none"))["trainer.epochs"]
     assert gradual.value == max(10, at_once.value)
     assert ("one by one" in gradual.reason) == (gradual.value > at_once.value)
+
+
+def test_training_stops_early_only_where_a_probe_is_there_to_fall_back_on():
+    key = "trainer.early_stopping_patience"
+    assert choose_recipe(make_facts(epochs=8))[key].value == 3
+    assert choose_recipe(make_facts(epochs=1))[key].value == 2
+    without = choose_recipe(make_facts(starts_from_probe=False))[key]
+    assert without.value is None
+    assert str(without) == "null"  # as one would type it
