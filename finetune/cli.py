@@ -4,6 +4,7 @@ The only file that knows Hydra and OmegaConf. Heavy imports wait until a command
 that ``--help`` and a typo are answered at once.
 """
 
+import gc
 import itertools
 import os
 import re
@@ -148,7 +149,12 @@ def _run(verb: str, values: dict[str, Any], as_yaml: str) -> Any:
     # A dataset option also chooses what a training needs, and `inspect` has no model.
     needless = set(VERBS["train"].model_fields) - set(own)
     config = validate(VERBS[verb], {k: v for k, v in values.items() if k not in needless})
-    return import_module(f"finetune.commands.{verb}").run(config, as_yaml)
+    gc.disable()  # torch and its friends leave no garbage, but looking for it takes a second
+    try:
+        command = import_module(f"finetune.commands.{verb}")
+    finally:
+        gc.enable()
+    return command.run(config, as_yaml)
 
 
 def _tokens(verb: str, words: Sequence[str]) -> tuple[list[Token], bool]:

@@ -20,11 +20,11 @@ from finetune.commands.measure import (
     plot_metrics,
 )
 from finetune.commands.setup import Setup
-from finetune.config import TrainConfig, settled
+from finetune.config import TrainConfig
 from finetune.evaluation.plots import plot_learning_curves
 from finetune.exports.bundle import Model, add_metrics, load_model, save_bundle
 from finetune.run import command_line, typed, versions, write_json
-from finetune.training.hardware import choose_workers
+from finetune.training.hardware import choose_workers, forward_batch_size
 
 EXPORT_TOLERANCE = 1e-4
 """Largest difference of probabilities between the model and its TorchScript file."""
@@ -70,7 +70,7 @@ def finish(setup: Setup, selection: Selection) -> TrainResult:
             model,
             folder.root,
             [sample for sample in folder.samples if sample.split == split],
-            batch_size=settled(config.trainer.batch_size),
+            batch_size=forward_batch_size(model.device),
             workers=choose_workers(config.dataset.workers),
             table=run.predictions(split),
             console=console,

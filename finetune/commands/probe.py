@@ -30,13 +30,10 @@ from finetune.training.feature_cache import (
     open_feature_cache,
 )
 from finetune.training.features import compute_features
-from finetune.training.hardware import choose_workers
+from finetune.training.hardware import choose_workers, forward_batch_size
 from finetune.training.losses import image_losses
 from finetune.training.module import FineTuning
 from finetune.training.probe import Probe, fit_probe
-
-BATCH_SIZE = 64
-"""Of the backbone alone: without gradients, larger batches fit."""
 
 
 def start_from_probe(setup: Setup) -> None:
@@ -110,6 +107,7 @@ def _open_cache(setup: Setup) -> FeatureCache:
 
 def _features(setup: Setup, cache: FeatureCache, images: LabelledImages, split: str) -> Features:
     console, hardware = setup.console, setup.hardware
+    batch_size = forward_batch_size(hardware.device)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -129,10 +127,10 @@ def _features(setup: Setup, cache: FeatureCache, images: LabelledImages, split: 
                 normalise=setup.module.normalise,
                 device=hardware.device,
                 dtype=hardware.dtype,
-                batch_size=BATCH_SIZE,
+                batch_size=batch_size,
                 workers=choose_workers(setup.config.dataset.workers),
                 indices=places,
-                on_progress=lambda _: progress.advance(task, BATCH_SIZE),
+                on_progress=lambda _: progress.advance(task, batch_size),
             )
 
         return cached_features(
