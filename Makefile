@@ -17,7 +17,7 @@ PYTHON ?= python3
 .ONESHELL:
 .SUFFIXES:
 
-override make.targets := help train evaluate predict export inspect data cache install check test bench lock clean distclean
+override make.targets := help train evaluate predict export serve inspect data cache install check test bench lock clean distclean
 .PHONY: $(make.targets)
 
 # Without this, `make train dataset.root= ~/flowers` trains on something else before it complains.
@@ -71,6 +71,10 @@ predict: .venv/.installed ## classify a file, a folder or a pattern
 export: .venv/.installed ## write a run's model for use without this package
 	@export FINETUNE_PROGRAM=make
 	$(call make.run,-m finetune export $(make.options))
+
+serve: .venv/.installed ## answer over HTTP on this machine
+	@export FINETUNE_PROGRAM=make
+	$(call make.run,-m finetune serve $(make.options))
 
 inspect: .venv/.installed ## count and check the images of a folder
 	@export FINETUNE_PROGRAM=make

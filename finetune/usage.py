@@ -17,7 +17,8 @@ _SUMMARIES = {
     "train": "fine-tune on a folder of labelled images",
     "evaluate": "measure a trained run on a split or on another folder",
     "predict": "label a file, a folder or a glob of images",
-    "export": "write the best model to a file that needs torch alone, and check it",
+    "export": "write the model to one file that needs no finetune, and check that it answers alike",
+    "serve": "answer over HTTP on this machine, with a page to drop images on",
     "inspect": "look at images before training on them: counts, faults, copies, a picture",
     "data": "fetch the public images of a data set",
     "cache": "show what is kept between runs, or remove it",
@@ -41,8 +42,15 @@ _EXAMPLES = {
     "predict": (
         "finetune predict run=runs/latest input=photos output=labels.csv",
         "finetune predict run=runs/latest input='photos/**/*.jpg' output=labels.parquet",
+        "find /data -name '*.png' | finetune predict run=runs/latest input=- output=labels.csv",
+        "finetune predict run=model.onnx input=photos output=labels.csv top_k=3 abstain=0.8",
     ),
-    "export": ("finetune export run=runs/latest format=torchscript",),
+    "export": (
+        "finetune export run=runs/latest format=torchscript",
+        "finetune export run=runs/latest format=onnx precision=int8",
+        "finetune export run=runs/latest format=backbone layout=torchvision",
+    ),
+    "serve": ("finetune serve run=runs/latest",),
     "inspect": (
         "finetune inspect dataset.root=~/flowers augmentation=strong",
         r"finetune inspect dataset.root=/data/xrays dataset.group_pattern='person(\d+)_'",

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from finetune.commands.candidates import PROBE, Selection, State, probe_state
 from finetune.commands.components import head_arguments, monitor_key, monitor_mode
-from finetune.commands.dataset import paths_of
-from finetune.commands.export import write_torchscript
+from finetune.commands.export import Form, Gate, write_export
 from finetune.commands.measure import (
     AnyMetrics,
     headline,
@@ -25,9 +24,6 @@ from finetune.evaluation.plots import plot_learning_curves
 from finetune.exports.bundle import Model, add_metrics, load_model, save_bundle
 from finetune.run import command_line, typed, versions, write_json
 from finetune.training.hardware import choose_workers, forward_batch_size
-
-EXPORT_TOLERANCE = 1e-4
-"""Largest difference of probabilities between the model and its TorchScript file."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +100,13 @@ def finish(setup: Setup, selection: Selection) -> TrainResult:
     )
     shown = metrics.get("test", metrics["val"])
     plot_metrics(shown, run.picture(config.task))
-    write_torchscript(
+    write_export(
         load_model(run.path),
         run.torchscript,
-        paths_of(folder, "val"),
-        tolerance=EXPORT_TOLERANCE,
+        Form("torchscript"),
+        Gate(is_timed=False),
+        root=folder.root,
+        samples=folder.samples,
         console=console,
         known=answers,
     )

@@ -20,8 +20,10 @@ from finetune.config.verbs import (
     DataConfig,
     EvaluateConfig,
     ExportConfig,
+    ExportFormat,
     InspectConfig,
     PredictConfig,
+    ServeConfig,
     TrainConfig,
 )
 
@@ -36,10 +38,12 @@ __all__ = [
     "EvaluateConfig",
     "ExpandedPath",
     "ExportConfig",
+    "ExportFormat",
     "InspectConfig",
     "MetricName",
     "ModelConfig",
     "PredictConfig",
+    "ServeConfig",
     "Task",
     "TrainConfig",
     "expand_home",

@@ -1,7 +1,7 @@
 """One model for each verb: its groups and its own keys."""
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,8 @@ from finetune.config.learning import (
     TrainerConfig,
 )
 from finetune.config.types import ExpandedPath, Group, Number, SplitName, Task, Whole, Workers
+
+ExportFormat = Literal["torchscript", "onnx", "torch_export", "safetensors", "backbone"]
 
 
 class TrainConfig(Group):
@@ -107,18 +109,45 @@ class PredictConfig(Group):
     """``finetune predict``.
 
     Attributes:
-        run: a run directory, or any folder with a model bundle.
-        input: an image, a folder, or a glob such as ``photos/**/*.jpg``.
+        run: a run directory, any folder with a model bundle, or an exported file.
+        trust: run an exported file that can carry code (TorchScript, ``.pt2``); a bundle and an
+            ONNX file cannot.
+        input: an image, a folder, a glob such as ``photos/**/*.jpg``, a manifest (``.csv``,
+            ``.jsonl`` or ``.parquet`` with a column of paths), or ``-`` for paths on standard
+            input, one a line.
+        path_column: of a manifest; null for the one that the model was trained with, or ``path``.
         output: ``.csv``, ``.jsonl`` or ``.parquet``; null prints CSV on the terminal.
-        batch_size: images of one forward pass.
+        probabilities: write a column for each class.
+        top_k: write so many best classes, each with its probability; 0 for none.
+        threshold: from this probability on, a label is given (``multilabel``), or the second of
+            two classes; null for 0.5. Refused with more classes.
+        abstain: answers less probable than this are marked as abstained; null for none.
+        augment: test-time augmentation, the mean of several views: ``none``, ``flip`` (the image
+            and its mirror image) or ``crops`` (five crops and their mirror images).
+        output_features: ``.parquet`` or ``.npy`` file for the features of each image; null for
+            none. Bundles alone.
+        resume: go on with an output that was interrupted.
+        processes: that each run the model on a share of the images; ``auto`` is one, or one for
+            each GPU.
+        batch_size: images of one forward pass; ``auto`` by the device.
         workers: processes that decode images.
         debug: show tracebacks.
     """
 
     run: ExpandedPath
+    trust: bool
     input: ExpandedPath | None
+    path_column: str | None
     output: ExpandedPath | None
-    batch_size: Whole = Field(ge=1)
+    probabilities: bool
+    top_k: Whole = Field(ge=0)
+    threshold: Number | None = Field(gt=0, lt=1)
+    abstain: Number | None = Field(gt=0, le=1)
+    augment: Literal["none", "flip", "crops"]
+    output_features: ExpandedPath | None
+    resume: bool
+    processes: Annotated[Whole, Field(ge=1, le=64)] | Literal["auto"]
+    batch_size: Annotated[Whole, Field(ge=1)] | Literal["auto"]
     workers: Workers
     debug: bool
 
@@ -128,18 +157,48 @@ class ExportConfig(Group):
 
     Attributes:
         run: a run directory with a trained model.
-        format: kind of file.
-        output: where the file goes; null for ``model.ts`` in the run directory.
-        tolerance: largest difference of probabilities between the file and the model.
-        workers: processes that decode the images of the comparison.
+        format: ``torchscript`` (``.ts``), ``onnx`` (``.onnx``) and ``torch_export`` (``.pt2``)
+            take raw images and give probabilities; ``safetensors`` are the weights in the layout
+            of timm or torchvision; ``backbone`` the same without the head.
+        layout: of ``safetensors`` and ``backbone``: the names that timm or torchvision give.
+        precision: ``float32``; ``float16``, half the size; ``int8`` (ONNX alone), a quarter.
+        output: where the file goes; null for a name in the run directory.
+        tolerance: largest difference of probabilities between the file and the model; ``auto`` is
+            1e-4 with float32, 2e-2 with float16, none with int8.
+        max_accuracy_drop: a file whose accuracy is lower than the model's by more than this, in
+            0..1, is refused.
+        images: so many validation images are compared, or all where there are fewer.
         debug: show tracebacks.
     """
 
     run: ExpandedPath
-    format: Literal["torchscript"]
+    format: ExportFormat
+    layout: Literal["timm", "torchvision"]
+    precision: Literal["float32", "float16", "int8"]
     output: ExpandedPath | None
-    tolerance: Number = Field(gt=0, lt=1)
-    workers: Workers
+    tolerance: Annotated[Number, Field(gt=0, lt=1)] | Literal["auto"]
+    max_accuracy_drop: Number = Field(ge=0, le=1)
+    images: Whole = Field(ge=1)
+    debug: bool
+
+
+class ServeConfig(Group):
+    """``finetune serve``: answer over HTTP on this machine.
+
+    Attributes:
+        run: a run directory, or any folder with a model bundle.
+        port: of 127.0.0.1, the only address that is served; 0 takes a free one.
+        max_megabytes: larger uploads are refused.
+        max_queue: requests that wait; further ones are told to come back (503).
+        batch_size: images of one forward pass, from requests that arrive together.
+        debug: show tracebacks.
+    """
+
+    run: ExpandedPath
+    port: Whole = Field(ge=0, le=65535)
+    max_megabytes: Number = Field(gt=0, le=1000)
+    max_queue: Whole = Field(ge=1)
+    batch_size: Whole = Field(ge=1)
     debug: bool
 
 
@@ -203,6 +262,7 @@ VERBS: Mapping[str, type[Group]] = {
     "evaluate": EvaluateConfig,
     "predict": PredictConfig,
     "export": ExportConfig,
+    "serve": ServeConfig,
     "inspect": InspectConfig,
     "data": DataConfig,
     "cache": CacheConfig,

@@ -91,7 +91,16 @@ class Model:
         """Give ``[B, C]``, float32, for resized images ``[B, 3, S, S]`` in 0..255."""
         images = self.preprocess.normalise(resized).to(self.device)
         logits = self.classifier(images.contiguous(memory_format=torch.channels_last))
-        return to_probabilities(logits, self.description.task).cpu()
+        description = self.description
+        return to_probabilities(logits, description.task, description.temperature).cpu()
+
+    @torch.inference_mode()
+    def features(self, resized: Tensor) -> Tensor:
+        """Give ``[B, F]``, float32, what the head reads, for the same images."""
+        images = self.preprocess.normalise(resized).to(self.device)
+        found = self.classifier.backbone(images.contiguous(memory_format=torch.channels_last))
+        features: Tensor = found.float().cpu()
+        return features
 
     def predict(self, images: Sequence[ImageLike], *, batch_size: int = 32) -> list[Probabilities]:
         """Label images, each decoded and resized as in validation.

@@ -7,10 +7,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finetune.errors import ModelError
+from finetune.exports.runtimes import JSON_NAME as JSON_NAME
 from finetune.models.answers import Task
 
-JSON_NAME = "model.json"
 FORMAT_VERSION = 1
+DECODE_POLICY: Literal[1] = 1
 
 
 class _Plain(BaseModel):
@@ -42,6 +43,8 @@ class Description(_Plain):
         head: which, with its arguments.
         preprocessing: the settings of `finetune.data.preprocess.Preprocess`.
         max_megapixels: larger images are refused.
+        decode_policy: version of the rules of `finetune.data.decode`.
+        temperature: the logits are divided by it before they become probabilities.
         weights_sha256: of the file of weights.
         metrics: of this model, by split.
         versions: of the libraries it was trained with.
@@ -55,6 +58,8 @@ class Description(_Plain):
     head: Head
     preprocessing: dict[str, Any]
     max_megapixels: float = Field(gt=0)
+    decode_policy: Literal[1] = DECODE_POLICY
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
     weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     metrics: dict[str, Any]
     versions: dict[str, str]
@@ -71,10 +76,23 @@ def read_description(path: Path) -> Description:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from None
+    return check_description(values, str(path))
+
+
+def check_description(values: Any, where: str) -> Description:
+    """Check what was parsed.
+
+    Args:
+        values: parsed JSON.
+        where: it was found, for the message.
+
+    Raises:
+        ModelError: it is of a newer format, or holds anything else.
+    """
     version = values.get("format_version") if isinstance(values, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise ModelError(
-            f"{path} has format version {version}; this finetune reads up to {FORMAT_VERSION}. "
+            f"{where} has format version {version}; this finetune reads up to {FORMAT_VERSION}. "
             "Install a newer finetune."
         )
     try:
@@ -82,4 +100,4 @@ def read_description(path: Path) -> Description:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the whole"
-        raise ModelError(f"{path} is no model description: {key}: {first['msg']}.") from None
+        raise ModelError(f"{where} is no model description: {key}: {first['msg']}.") from None

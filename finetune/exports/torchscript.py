@@ -11,77 +11,63 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.jit._trace import TracerWarning
 from torch.jit.frontend import FrontendError
 
-from finetune.data.preprocess import Preprocess
 from finetune.errors import ExportError
 from finetune.exports.bundle import Model
+from finetune.exports.deployed import Deployed, copy_of_classifier
 from finetune.exports.description import JSON_NAME
-from finetune.models.answers import Task
 from finetune.models.classifier import Classifier
 
 
-class Deployed(nn.Module):
-    """Raw images to probabilities.
-
-    Args:
-        preprocess: resize, crop, normalise.
-        classifier: the network, scripted or traced.
-        task: what its logits mean.
-    """
-
-    def __init__(self, preprocess: Preprocess, classifier: nn.Module, task: Task) -> None:
-        super().__init__()
-        self.preprocess = preprocess
-        self.classifier = classifier
-        self.is_multilabel = task == "multilabel"
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Give probabilities ``[B, C]``.
-
-        Args:
-            images: uint8 RGB ``[B, 3, H, W]`` or ``[3, H, W]`` of any size.
-        """
-        logits: Tensor = self.classifier(self.preprocess(images))
-        # Not `to_probabilities`: torch cannot script its type of `task`.
-        return torch.sigmoid(logits) if self.is_multilabel else torch.softmax(logits, dim=1)
-
-
-def save_torchscript(model: Model, path: Path) -> None:
+def save_torchscript(model: Model, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write the model as TorchScript, with its description inside as ``model.json``.
 
     A network that cannot be scripted is traced; preprocessing is always scripted, since it must
     take images of any size.
 
+    Args:
+        model: the bundle's.
+        path: of the file.
+        dtype: of the weights, and what the network computes in.
+
     Raises:
         ExportError: the network can be neither scripted nor traced.
     """
-    classifier = Classifier(model.classifier.backbone, model.classifier.head).cpu().eval()
-    size = model.preprocess.image_size_px
+    classifier = copy_of_classifier(model, dtype)
+    description = model.description
     with _no_deprecation_warnings():
-        scripted = _script_or_trace(classifier, size)
-        task = model.description.task
-        deployed = torch.jit.script(Deployed(model.preprocess, scripted, task).eval())
-        description = json.dumps(model.description.model_dump(), allow_nan=False)
-        torch.jit.save(deployed, str(path), _extra_files={JSON_NAME: description})
-    model.classifier.to(model.device)
+        scripted = _script_or_trace(classifier, model.preprocess.image_size_px, dtype)
+        deployed = Deployed(
+            model.preprocess, scripted, description.task, description.temperature, dtype
+        )
+        program = torch.jit.script(deployed.eval())
+        text = json.dumps(description.model_dump(), allow_nan=False)
+        torch.jit.save(program, str(path), _extra_files={JSON_NAME: text})
 
 
-def load_torchscript(path: Path) -> nn.Module:
-    """Load a file of ours. It is a program: load only files that you trust."""
+def load_torchscript(path: Path) -> tuple[nn.Module, str]:
+    """Load a file of ours and the description in it. It is a program: only if you trust it.
+
+    Freezing folds BatchNorm into the convolutions, a third more images a second on a CPU; the
+    file itself stays as it is, so that it can still be moved to a GPU.
+    """
+    extra: dict[str, str | bytes] = {JSON_NAME: ""}
     with _no_deprecation_warnings():
-        module: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-    return module
+        module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
+        frozen: nn.Module = torch.jit.freeze(module.eval())
+    text = extra[JSON_NAME]
+    return frozen, text.decode() if isinstance(text, bytes) else text
 
 
-def _script_or_trace(classifier: Classifier, image_size_px: int) -> nn.Module:
+def _script_or_trace(classifier: Classifier, image_size_px: int, dtype: torch.dtype) -> nn.Module:
     try:
         scripted: nn.Module = torch.jit.script(classifier)
     except (RuntimeError, TypeError, NotImplementedError, OSError, FrontendError):
         # torch names no narrower type for what it cannot script; a trace is checked below.
-        example = torch.zeros(2, 3, image_size_px, image_size_px)
+        example = torch.zeros(2, 3, image_size_px, image_size_px, dtype=dtype)
         try:
             # Not the classifier itself: of a traced module, torch scripts the exported methods.
             layers = nn.Sequential(classifier.backbone, classifier.head)

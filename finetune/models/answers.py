@@ -34,9 +34,12 @@ class Answer(NamedTuple):
     probabilities: tuple[float, ...]
 
 
-def to_probabilities(logits: Tensor, task: Task) -> Tensor:
-    """Turn ``[B, C]`` into float32 in [0, 1]; rows add up to 1 with ``multiclass`` alone."""
-    logits = logits.float()
+def to_probabilities(logits: Tensor, task: Task, temperature: float = 1.0) -> Tensor:
+    """Turn ``[B, C]`` into float32 in [0, 1]; rows add up to 1 with ``multiclass`` alone.
+
+    Source of the temperature: Guo et al. 2017, "On Calibration of Modern Neural Networks".
+    """
+    logits = logits.float() / temperature
     return logits.softmax(dim=1) if task == "multiclass" else logits.sigmoid()
 
 
