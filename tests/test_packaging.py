@@ -25,7 +25,7 @@ def test_every_config_file_is_in_the_wheel(wheel: Path) -> None:
     configs = [path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")]
     assert len(configs) > 30
     assert {f"finetune/{name}" for name in configs} <= names
-    assert "finetune/py.typed" in names
+    assert {"finetune/py.typed", "finetune/serving/page.html"} <= names
     assert not any(name.startswith(("tests/", "data/", "benchmarks/")) for name in names)
 
 

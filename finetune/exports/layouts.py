@@ -14,6 +14,7 @@ import torch
 import torchvision
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from finetune.data.preprocess import Preprocess
@@ -46,7 +47,7 @@ def save_weights(
     name = model.description.backbone.name
     state = {key: value.cpu() for key, value in model.classifier.backbone.state_dict().items()}
     classes = len(model.class_names) if with_head else None
-    target = _create(name, layout, classes)
+    target = _create(name, model.preprocess.image_size_px, layout, classes)
     if with_head:
         state |= _head_state(model, target, layout)
     _check_strict(state, target, name, layout)
@@ -78,7 +79,8 @@ def open_weights(path: Path) -> tuple[Answer, str]:
         raise ModelError(f"{path} was not exported by finetune: its header has no layout.")
     description = json.loads(header[JSON_NAME])
     classes = len(description["class_names"]) if header.get("with_head") == "true" else None
-    network = _create(description["backbone"]["name"], layout, classes)
+    backbone = description["backbone"]
+    network = _create(backbone["name"], backbone["image_size_px"], layout, classes)
     network.load_state_dict(load_file(path))  # float16 is copied into float32
     network.eval()
     preprocess = Preprocess(**description["preprocessing"])
@@ -94,12 +96,17 @@ def open_weights(path: Path) -> tuple[Answer, str]:
     return answer, header[JSON_NAME]
 
 
-def _create(name: str, layout: Layout, num_classes: int | None) -> nn.Module:
+def _create(name: str, image_size_px: int, layout: Layout, num_classes: int | None) -> nn.Module:
     """Build the other library's model, with a head of so many classes or without."""
     if layout == "timm":
         if name == NANO:
             raise ExportError("layout=timm: timm has no `nano`; use torchscript, onnx or model=….")
-        model: nn.Module = timm.create_model(name, num_classes=num_classes or 0)
+        # timm's contract: a model whose cfg says so takes img_size, no other does.
+        cfg = get_pretrained_cfg(name) if timm.is_model(name) else None
+        size: dict[str, Any] = (
+            {"img_size": image_size_px} if cfg is not None and cfg.fixed_input_size else {}
+        )
+        model: nn.Module = timm.create_model(name, num_classes=num_classes or 0, **size)
         return model
     architecture = name.split(".")[0]
     if architecture not in torchvision.models.list_models(module=torchvision.models):
@@ -142,6 +149,6 @@ def _check_strict(state: State, target: nn.Module, name: str, layout: Layout) ->
     if different:
         raise ExportError(
             f"layout={layout}: its `{name}` is built in another way, {len(different)} of "
-            f"{len(theirs)} names or shapes differ, such as {different[0]}; use layout=timm or "
-            "format=torchscript."
+            f"{len(theirs)} names or shapes differ, such as {different[0]}; use "
+            f"{'layout=timm or ' if layout != 'timm' else ''}format=torchscript."
         )

@@ -1,0 +1,1 @@
+"""A trained model that answers over HTTP, on this machine alone."""
