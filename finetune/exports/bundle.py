@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.data.decode import decode_image, image_to_rgb
 from finetune.data.preprocess import Preprocess
@@ -213,13 +213,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         description.backbone.name, image_size_px=description.backbone.image_size_px
     )
     try:
-        head = create_head(
-            description.head.name,
-            in_features=describe_backbone(backbone).num_features,
-            num_classes=len(description.class_names),
-            **description.head.arguments,
-        )
-        classifier = Classifier(backbone, head)
+        classifier = Classifier(backbone, _build_head(description, backbone, weights))
         classifier.load_state_dict(load_file(weights))
         preprocess = Preprocess(**description.preprocessing)
     except (
@@ -232,6 +226,34 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     ) as error:
         raise ModelError(f"{folder}: the bundle does not fit together: {error}") from None
     return Model(classifier, preprocess, description)
+
+
+def _build_head(description: Description, backbone: nn.Module, weights: Path) -> nn.Module:
+    """Build the head, if its weights are as large as the description says.
+
+    They are compared before anything is allocated: a number in it may ask for all the memory.
+
+    Raises:
+        FinetuneError: an argument lies outside its range.
+        ValueError: they are not.
+    """
+
+    def build() -> nn.Module:
+        return create_head(
+            description.head.name,
+            in_features=describe_backbone(backbone).num_features,
+            num_classes=len(description.class_names),
+            **description.head.arguments,
+        )
+
+    with torch.device("meta"):
+        shapes = {name: list(value.shape) for name, value in build().state_dict().items()}
+    with safe_open(weights, framework="pt") as file:
+        for name, shape in shapes.items():
+            found = file.get_slice(f"head.{name}").get_shape()
+            if found != shape:
+                raise ValueError(f"head.{name} has the shape {found}, expected {shape}")
+    return build()
 
 
 def sha256_of(path: Path) -> str:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from finetune.errors import ModelError
 from finetune.exports.runtimes import JSON_NAME as JSON_NAME
@@ -12,6 +12,12 @@ from finetune.models.answers import Task
 
 FORMAT_VERSION = 1
 DECODE_POLICY: Literal[1] = 1
+
+
+# What a model may ask for, so that a file of a few bytes cannot ask for all the memory.
+MAX_IMAGE_SIZE_PX = 2048
+MAX_CLASSES = 100_000
+MIN_CROP_FRACTION = 0.1
 
 
 class _Plain(BaseModel):
@@ -22,7 +28,7 @@ class Backbone(_Plain):
     """A backbone by name, and the image size it was built for."""
 
     name: str
-    image_size_px: int = Field(ge=1)
+    image_size_px: int = Field(ge=1, le=MAX_IMAGE_SIZE_PX)
 
 
 class Head(_Plain):
@@ -53,7 +59,7 @@ class Description(_Plain):
 
     format_version: Literal[1]
     task: Task
-    class_names: list[str] = Field(min_length=2)
+    class_names: list[str] = Field(min_length=2, max_length=MAX_CLASSES)
     backbone: Backbone
     head: Head
     preprocessing: dict[str, Any]
@@ -64,6 +70,18 @@ class Description(_Plain):
     metrics: dict[str, Any]
     versions: dict[str, str]
     command: str
+
+    @field_validator("preprocessing")
+    @classmethod
+    def _fits_in_memory(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for key, least, most in (
+            ("image_size_px", 1, MAX_IMAGE_SIZE_PX),
+            ("crop_fraction", MIN_CROP_FRACTION, 1),
+        ):
+            value = values.get(key, least)
+            if not isinstance(value, int | float) or not least <= value <= most:
+                raise ValueError(f"{key} should be a number from {least:g} to {most:g}")
+        return values
 
 
 def read_description(path: Path) -> Description:

@@ -49,7 +49,11 @@ def load_exported(path: Path, *, trust: bool) -> Exported:
     """
     answer, values = open_file(path, trust=trust)
     description = check_description(values, f"model.json in {path}")
-    probe = answer(torch.zeros(1, 3, 8, 8, dtype=torch.uint8).numpy())
+    try:
+        probe = answer(torch.zeros(1, 3, 8, 8, dtype=torch.uint8).numpy())
+    except Exception as error:  # noqa: BLE001 - each runtime raises what it likes on damage
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{path} does not answer: {reason or type(error).__name__}") from None
     if probe.shape != (1, len(description.class_names)):
         raise ModelError(
             f"{path} gives numbers of shape {list(probe.shape)} for an image, expected "

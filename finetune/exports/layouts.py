@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from finetune.data.preprocess import Preprocess
 from finetune.errors import ExportError, ModelError
 from finetune.exports.bundle import Model
+from finetune.exports.description import check_description
 from finetune.exports.runtimes import JSON_NAME, Answer, Numbers, Pixels
 from finetune.models.answers import to_probabilities
 from finetune.models.backbones import NANO
@@ -77,19 +78,22 @@ def open_weights(path: Path) -> tuple[Answer, str]:
     layout = header.get("layout")
     if layout not in ("timm", "torchvision") or JSON_NAME not in header:
         raise ModelError(f"{path} was not exported by finetune: its header has no layout.")
-    description = json.loads(header[JSON_NAME])
-    classes = len(description["class_names"]) if header.get("with_head") == "true" else None
-    backbone = description["backbone"]
-    network = _create(backbone["name"], backbone["image_size_px"], layout, classes)
+    description = check_description(json.loads(header[JSON_NAME]), f"{JSON_NAME} in {path}")
+    classes = len(description.class_names) if header.get("with_head") == "true" else None
+    backbone = description.backbone
+    try:
+        network = _create(backbone.name, backbone.image_size_px, layout, classes)
+    except ExportError as error:
+        raise ModelError(f"{path}: {error}") from None
     network.load_state_dict(load_file(path))  # float16 is copied into float32
     network.eval()
-    preprocess = Preprocess(**description["preprocessing"])
+    preprocess = Preprocess(**description.preprocessing)
 
     @torch.inference_mode()
     def answer(images: Pixels) -> Numbers:
         found = network(preprocess(torch.from_numpy(images)))
         if classes is not None:
-            found = to_probabilities(found, description["task"], description["temperature"])
+            found = to_probabilities(found, description.task, description.temperature)
         numbers: Numbers = found.float().numpy().astype(np.float32)
         return numbers
 
@@ -101,8 +105,11 @@ def _create(name: str, image_size_px: int, layout: Layout, num_classes: int | No
     if layout == "timm":
         if name == NANO:
             raise ExportError("layout=timm: timm has no `nano`; use torchscript, onnx or model=….")
+        # Before `create_model`, which also reads folders and the hub: `local-dir:`, `hf-hub:`.
+        if not timm.is_model(name):
+            raise ExportError(f"layout=timm: timm has no `{name}`.")
         # timm's contract: a model whose cfg says so takes img_size, no other does.
-        cfg = get_pretrained_cfg(name) if timm.is_model(name) else None
+        cfg = get_pretrained_cfg(name)
         size: dict[str, Any] = (
             {"img_size": image_size_px} if cfg is not None and cfg.fixed_input_size else {}
         )
@@ -116,14 +123,15 @@ def _create(name: str, image_size_px: int, layout: Layout, num_classes: int | No
         architecture, weights=None, num_classes=num_classes or 1, **options
     )
     if num_classes is None:
-        setattr(model, _classifier_name(model), nn.Identity())
+        model.set_submodule(_classifier_name(model), nn.Identity())
     return model
 
 
 def _classifier_name(model: nn.Module) -> str:
-    """Find the last linear layer, which gives the classes."""
-    linear: list[str] = [n for n, part in model.named_modules() if isinstance(part, nn.Linear)]
-    return linear[-1]
+    """Find the last layer, which gives the classes: linear, or a convolution of one pixel."""
+    kinds = (nn.Linear, nn.Conv2d)
+    layers: list[str] = [name for name, part in model.named_modules() if isinstance(part, kinds)]
+    return layers[-1]
 
 
 def _head_state(model: Model, target: nn.Module, layout: Layout) -> State:
@@ -134,7 +142,14 @@ def _head_state(model: Model, target: nn.Module, layout: Layout) -> State:
             "use format=backbone, torchscript or onnx."
         )
     name = _classifier_name(target)
-    return {f"{name}.{key}": value.cpu() for key, value in head.linear.state_dict().items()}
+    state = {f"{name}.{key}": value.cpu() for key, value in head.linear.state_dict().items()}
+    places = target.state_dict()
+    return {
+        key: value.reshape(places[key].shape)
+        if key in places and places[key].numel() == value.numel()
+        else value
+        for key, value in state.items()
+    }
 
 
 def _check_strict(state: State, target: nn.Module, name: str, layout: Layout) -> None:

@@ -1,24 +1,32 @@
 """From image files to predictions, one after another, in constant memory.
 
-Shapes: ``B`` images in a batch, ``K <= B`` of them readable, ``C`` classes, ``S`` pixels a side.
+Shapes: ``B`` images in a batch, ``K <= B`` of them readable and of one size, ``C`` classes, ``F``
+features, ``S`` pixels a side.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from finetune.data.decode import decode_image
 from finetune.errors import ConfigError, FinetuneError, ImageError
-from finetune.models.answers import SEPARATOR, Answer, Task, read_answers
+from finetune.models.answers import SEPARATOR, Answer, Task
+from finetune.prediction.decision import Decision, read_decided
 
 NOT_FINITE = "the model answered with NaN or infinity"
 """The one error of a prediction that is not the file's fault."""
+
+
+Outputs = Tensor | tuple[Tensor, Tensor]
+"""Of a model: probabilities ``[K, C]``, or these and features ``[K, F]``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +40,9 @@ class Prediction:
         probability: of this answer, in [0, 1]; ``None`` with an error.
         probabilities: ``C`` numbers in the order of the class names; empty with an error.
         error: why there is no prediction, in one line without the path; else ``None``.
+        abstained: whether the answer is less probable than asked; ``None`` where nobody asked, and
+            with an error.
+        features: ``[F]`` float32, where the model gives them; ``None`` with an error.
     """
 
     path: Path
@@ -39,6 +50,8 @@ class Prediction:
     probability: float | None
     probabilities: tuple[float, ...]
     error: str | None = None
+    abstained: bool | None = None
+    features: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
 class _Loaded(NamedTuple):
@@ -46,11 +59,12 @@ class _Loaded(NamedTuple):
 
     paths: list[Path]
     errors: list[str | None]  # one per path
-    images: Tensor | None  # [K, 3, S, S], the paths without an error; None if K = 0
+    # Which paths, and their images [K, 3, H, W]; one group unless the sizes differ.
+    groups: list[tuple[list[int], Tensor]]
 
 
 class _Images(Dataset[tuple[Path, Tensor | str]]):
-    """Decoded and resized images by path: ``[1, 3, S, S]``, or why there is none."""
+    """Decoded and resized images by path: ``[1, 3, H, W]``, or why there is none."""
 
     def __init__(self, resize: Callable[[Tensor], Tensor], max_megapixels: float) -> None:
         self.resize = resize
@@ -67,14 +81,16 @@ class _Images(Dataset[tuple[Path, Tensor | str]]):
 def predict_images(
     paths: Iterable[Path],
     *,
-    model: Callable[[Tensor], Tensor],
+    model: Callable[[Tensor], Outputs],
     preprocess_resize: Callable[[Tensor], Tensor],
     class_names: Sequence[str],
     task: Task,
     batch_size: int,
     workers: int,
     max_megapixels: float = 200,
-) -> Iterator[Prediction]:
+    threshold: float | None = None,
+    abstain: float | None = None,
+) -> Generator[Prediction, None, None]:
     """Predict files lazily, in the order given; every file gets exactly one prediction.
 
     Memory does not grow with the number of files: ``paths`` may be an endless generator and is
@@ -85,18 +101,23 @@ def predict_images(
     Args:
         paths: image files.
         model: float ``[K, 3, S, S]`` in 0..255 on the CPU to probabilities ``[K, C]`` on any
-            device; called without gradients, never with an empty batch.
+            device, or to these and features ``[K, F]``; called without gradients, never with an
+            empty batch.
         preprocess_resize: uint8 ``[3, H, W]`` to float ``[1, 3, S, S]`` in 0..255; runs in the
-            workers, so it must be picklable where processes are spawned (macOS, Windows).
+            workers, so it must be picklable where processes are spawned (macOS, Windows). It may
+            give images of several sizes: those of one size in a batch are answered together.
         class_names: ``C`` names in the order of the model's outputs.
         task: what the probabilities mean.
         batch_size: files per batch, >= 1.
         workers: processes that decode and resize, each with one torch thread; 0 does so in this
             process.
         max_megapixels: larger images are an error, known from their header.
+        threshold: of a label; see `finetune.prediction.decision`.
+        abstain: answers less probable than this are marked as abstained; None marks none.
 
     Raises:
-        ConfigError: at once, if ``batch_size`` or ``workers`` is out of range.
+        ConfigError: at once, if ``batch_size`` or ``workers`` is out of range, or if there are
+            more than two classes for a ``threshold``.
         FinetuneError: while iterating, if a worker process dies.
         ValueError: while iterating, if the model's answer is no ``[K, C]`` of probabilities.
     """
@@ -104,6 +125,7 @@ def predict_images(
         raise ConfigError(f"batch_size: got {batch_size}, expected an integer >= 1.")
     if workers < 0:
         raise ConfigError(f"workers: got {workers}, expected an integer >= 0.")
+    decision = Decision(tuple(class_names), task, threshold, abstain)
     loader: DataLoader[_Loaded] = DataLoader(
         _Images(preprocess_resize, max_megapixels),  # type: ignore[arg-type]
         # The paths themselves are the indices: only this process iterates over them, lazily.
@@ -111,18 +133,15 @@ def predict_images(
         num_workers=workers,
         collate_fn=_collate,
     )
-    return _predict(loader, model, tuple(class_names), task)
+    return _predict(loader, model, decision)
 
 
 def _predict(
-    loader: DataLoader[_Loaded],
-    model: Callable[[Tensor], Tensor],
-    class_names: tuple[str, ...],
-    task: Task,
-) -> Iterator[Prediction]:
+    loader: DataLoader[_Loaded], model: Callable[[Tensor], Outputs], decision: Decision
+) -> Generator[Prediction, None, None]:
     try:
         for loaded in loader:
-            yield from _predict_batch(loaded, model, class_names, task)
+            yield from _predict_batch(loaded, model, decision)
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
             raise
@@ -134,31 +153,39 @@ def _predict(
 
 
 def _predict_batch(
-    loaded: _Loaded,
-    model: Callable[[Tensor], Tensor],
-    class_names: tuple[str, ...],
-    task: Task,
-) -> Iterator[Prediction]:
-    answers: Iterator[Answer | None] = iter(())
-    if loaded.images is not None:
+    loaded: _Loaded, model: Callable[[Tensor], Outputs], decision: Decision
+) -> list[Prediction]:
+    answers: dict[int, tuple[Answer | None, npt.NDArray[np.float32] | None]] = {}
+    for places, images in loaded.groups:
         with torch.inference_mode():
-            answers = iter(_answers(model(loaded.images), len(loaded.images), class_names, task))
-    for path, error in zip(loaded.paths, loaded.errors, strict=True):
-        if error is not None:
-            yield Prediction(path, None, None, (), error)
-            continue
-        answer = next(answers)
+            answers.update(zip(places, _answer(model(images), len(images), decision), strict=True))
+    predictions = []
+    for place, (path, error) in enumerate(zip(loaded.paths, loaded.errors, strict=True)):
+        answer, features = answers.get(place, (None, None))
         if answer is None:
-            yield Prediction(path, None, None, (), NOT_FINITE)
+            predictions.append(Prediction(path, None, None, (), error or NOT_FINITE))
             continue
         label = SEPARATOR.join(answer.labels)
-        yield Prediction(path, label, answer.probability, answer.probabilities)
+        abstained = decision.abstains(answer.probability)
+        predictions.append(
+            Prediction(
+                path,
+                label,
+                answer.probability,
+                answer.probabilities,
+                abstained=abstained,
+                features=features,
+            )
+        )
+    return predictions
 
 
-def _answers(
-    numbers: Tensor, count: int, class_names: Sequence[str], task: Task
-) -> list[Answer | None]:
-    """Check the model's probabilities and read them, image by image; None if not finite."""
+def _answer(
+    outputs: Outputs, count: int, decision: Decision
+) -> list[tuple[Answer | None, npt.NDArray[np.float32] | None]]:
+    """Check what the model says, and read it image by image; no answer where it is not finite."""
+    numbers, features = outputs if isinstance(outputs, tuple) else (outputs, None)
+    class_names = decision.class_names
     if numbers.shape != (count, len(class_names)):
         raise ValueError(
             f"model: got an answer of shape {list(numbers.shape)}, "
@@ -167,8 +194,13 @@ def _answers(
     is_finite = numbers.isfinite().all(1)
     if ((numbers[is_finite] < 0) | (numbers[is_finite] > 1.01)).any():
         raise ValueError("model: got numbers outside 0..1, expected probabilities, not logits.")
-    answers = read_answers(numbers, class_names, task)
-    return [answer if ok else None for answer, ok in zip(answers, is_finite.tolist(), strict=True)]
+    rows = [None] * count if features is None else list(features.float().cpu().numpy())
+    return [
+        (answer, row) if ok else (None, None)
+        for answer, row, ok in zip(
+            read_decided(numbers, decision), rows, is_finite.tolist(), strict=True
+        )
+    ]
 
 
 def _batched(paths: Iterable[Path], batch_size: int) -> Iterator[list[Path]]:
@@ -178,9 +210,14 @@ def _batched(paths: Iterable[Path], batch_size: int) -> Iterator[list[Path]]:
 
 
 def _collate(items: list[tuple[Path, Tensor | str]]) -> _Loaded:
-    images = [image for _, image in items if isinstance(image, Tensor)]
+    by_size: dict[torch.Size, tuple[list[int], list[Tensor]]] = {}
+    for place, (_, image) in enumerate(items):
+        if isinstance(image, Tensor):
+            places, images = by_size.setdefault(image.shape, ([], []))
+            places.append(place)
+            images.append(image)
     return _Loaded(
         paths=[path for path, _ in items],
         errors=[error if isinstance(error, str) else None for _, error in items],
-        images=torch.cat(images) if images else None,
+        groups=[(places, torch.cat(images)) for places, images in by_size.values()],
     )

@@ -1,9 +1,9 @@
 r"""Predictions as CSV, JSON Lines or Parquet, written as they come and seen only when whole.
 
-Columns: ``path``, ``label``, ``probability``, one ``p_<class>`` per class, ``error``. JSON Lines
-has one object ``probabilities`` instead of the columns per class. Several labels of one image
-stand in ``label`` joined by ``|``. A file without a prediction has an ``error`` and nothing else
-but its path.
+Columns: see `finetune.prediction.columns`. JSON Lines has one object ``probabilities`` instead of
+the columns per class, and a list ``top`` instead of those of the best classes. Several labels of
+one image stand in ``label`` joined by ``|``. A file without a prediction has an ``error`` and
+nothing else but its path.
 
 Text: every file is valid UTF-8. A byte of a file name that is not UTF-8 is written as ``\xNN``
 and a lone surrogate of another origin as ``\uNNNN``; other backslashes stay as they are.
@@ -14,22 +14,29 @@ are not, and lines end in ``\n``. Numbers have nine significant digits, which is
 """
 
 import csv
-import errno
 import json
-import re
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from finetune.errors import ConfigError, did_you_mean
-from finetune.prediction.predict import Prediction
-from finetune.run import replacing
+from finetune.prediction.columns import (
+    ALL_CLASSES,
+    Columns,
+    best_classes,
+    top_columns,
+    unique_names,
+)
 
-_FORMATS = (".csv", ".jsonl", ".parquet")
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+# `folds` reads these tables, and takes from here how they are written.
+from finetune.prediction.columns import class_columns as class_columns
+from finetune.prediction.columns import disarm_formula as disarm_formula
+from finetune.prediction.columns import escape_undecodable as escape_undecodable
+from finetune.prediction.outputs import check_format, replacing_output, standard_output
+from finetune.prediction.predict import Prediction
+
+FORMATS = (".csv", ".jsonl", ".parquet")
 # A Parquet row group is held in memory until it is full.
 _MAX_ROWS_PER_GROUP = 10_000
 _MAX_NUMBERS_PER_GROUP = 1_000_000
@@ -43,7 +50,9 @@ class PredictionWriter(Protocol):
 
 
 @contextmanager
-def open_writer(path: Path | None, class_names: Sequence[str]) -> Iterator[PredictionWriter]:
+def open_writer(
+    path: Path | None, class_names: Sequence[str], columns: Columns = ALL_CLASSES
+) -> Iterator[PredictionWriter]:
     """Open a table of predictions; the suffix of ``path`` chooses its format.
 
     Rows go into a temporary file beside ``path``, which replaces ``path`` when the block ends.
@@ -54,54 +63,70 @@ def open_writer(path: Path | None, class_names: Sequence[str]) -> Iterator[Predi
         path: ``.csv``, ``.jsonl`` or ``.parquet`` in any case; ``None`` or ``-`` gives CSV on
             the standard output.
         class_names: in the order of ``Prediction.probabilities``.
+        columns: which there are.
 
     Raises:
         ConfigError: another suffix, or a place where no file can be written; before the block
             runs.
     """
     if path is None or str(path) == "-":
-        with _standard_output() as stream:
-            yield CsvWriter(stream, class_names)
+        with standard_output() as stream:
+            yield CsvWriter(stream, class_names, columns)
         return
-    suffix = path.suffix.lower()
-    if suffix not in _FORMATS:
-        raise ConfigError(
-            f"output: got `{escape_undecodable(str(path))}`, expected a file name that ends in "
-            f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}.{did_you_mean(suffix, _FORMATS)}"
-        )
-    with _replacing(path) as binary:
+    suffix = check_format("output", path, FORMATS)
+    with replacing_output(path) as binary:
         if suffix == ".parquet":
-            parquet = ParquetWriter(binary, class_names)
+            parquet = ParquetWriter(binary, class_names, columns)
             try:
                 yield parquet
             finally:
                 parquet.close()
             return
         text = TextIOWrapper(binary, encoding="utf-8", newline="")
-        yield (
-            CsvWriter(text, class_names) if suffix == ".csv" else JsonLinesWriter(text, class_names)
-        )
+        yield text_writer(suffix, text, class_names, columns)
         text.flush()
+
+
+def text_writer(
+    suffix: str,
+    stream: IO[str],
+    class_names: Sequence[str],
+    columns: Columns,
+    *,
+    continues: bool = False,
+) -> "CsvWriter | JsonLinesWriter":
+    """Write rows as CSV or JSON Lines; with ``continues``, a header is there already."""
+    if suffix == ".csv":
+        return CsvWriter(stream, class_names, columns, has_header=continues)
+    return JsonLinesWriter(stream, class_names, columns)
 
 
 class CsvWriter:
     """Comma-separated values; see the module for quoting and formulas."""
 
-    def __init__(self, stream: IO[str], class_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        stream: IO[str],
+        class_names: Sequence[str],
+        columns: Columns = ALL_CLASSES,
+        *,
+        has_header: bool = False,
+    ) -> None:
         # Python 3.11 leaves a carriage return in a cell unquoted under QUOTE_MINIMAL.
         self._rows = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        self._num_classes = len(class_names)
-        self._rows.writerow(["path", "label", "probability", *class_columns(class_names), "error"])
+        self._cells = _Cells(class_names, columns)
+        if not has_header:
+            self._rows.writerow(["path", "label", "probability", *self._cells.names, "error"])
 
     def write(self, prediction: Prediction) -> None:
         """Add one row."""
-        row: list[str | float] = [_nine_digits(number) for number in prediction.probabilities]
+        probability = prediction.probability
         self._rows.writerow(
             [
                 disarm_formula(escape_undecodable(str(prediction.path))),
                 disarm_formula(escape_undecodable(prediction.label or "")),
-                "" if prediction.probability is None else _nine_digits(prediction.probability),
-                *(row or [""] * self._num_classes),
+                "" if probability is None else _nine_digits(probability),
+                *map(_csv_cell, self._cells.of(prediction)),
                 disarm_formula(escape_undecodable(prediction.error or "")),
             ]
         )
@@ -110,48 +135,62 @@ class CsvWriter:
 class JsonLinesWriter:
     """One JSON object per line, ``null`` for what is missing."""
 
-    def __init__(self, stream: IO[str], class_names: Sequence[str]) -> None:
+    def __init__(
+        self, stream: IO[str], class_names: Sequence[str], columns: Columns = ALL_CLASSES
+    ) -> None:
         self._stream = stream
-        self._names = _unique([escape_undecodable(name) for name in class_names])
+        self._columns = columns
+        self._labels = [escape_undecodable(name) for name in class_names]
+        self._names = unique_names(self._labels)
 
     def write(self, prediction: Prediction) -> None:
         """Add one line."""
         numbers = [_nine_digits(number) for number in prediction.probabilities]
         probability = prediction.probability
-        row = {
+        row: dict[str, Any] = {
             "path": escape_undecodable(str(prediction.path)),
             "label": _escape_optional(prediction.label),
             "probability": None if probability is None else _nine_digits(probability),
-            "probabilities": dict(zip(self._names, numbers, strict=True)) if numbers else None,
-            "error": _escape_optional(prediction.error),
         }
+        if self._columns.abstained:
+            row["abstained"] = prediction.abstained
+        if self._columns.top_k:
+            best = best_classes(prediction.probabilities, self._columns.top_k)
+            top = [{"label": self._labels[k], "probability": numbers[k]} for k in best]
+            row["top"] = top or None
+        if self._columns.probabilities:
+            named = dict(zip(self._names, numbers, strict=True)) if numbers else None
+            row["probabilities"] = named
+        row["error"] = _escape_optional(prediction.error)
         self._stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 class ParquetWriter:
     """Parquet in row groups of at most 10,000 rows and a million numbers; float32 columns."""
 
-    def __init__(self, stream: IO[bytes], class_names: Sequence[str]) -> None:
+    def __init__(
+        self, stream: IO[bytes], class_names: Sequence[str], columns: Columns = ALL_CLASSES
+    ) -> None:
         # Only those who want Parquet pay for the import of pyarrow.
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        numbers = ["probability", *class_columns(class_names)]
+        self._cells = _Cells(class_names, columns)
+        kinds = {bool: pa.bool_(), str: pa.string(), float: pa.float32()}
         self._schema = pa.schema(
             [
                 pa.field("path", pa.string(), nullable=False),
                 pa.field("label", pa.string()),
-                *(pa.field(name, pa.float32()) for name in numbers),
+                pa.field("probability", pa.float32()),
+                *(pa.field(name, kinds[kind]) for name, kind in self._cells.names.items()),
                 pa.field("error", pa.string()),
             ]
         )
         self._file = pq.ParquetWriter(stream, self._schema)
         self._make_batch = pa.record_batch
-        self._num_classes = len(class_names)
         self._rows: list[tuple[Any, ...]] = []
-        self._rows_per_group = max(
-            1, min(_MAX_ROWS_PER_GROUP, _MAX_NUMBERS_PER_GROUP // len(numbers))
-        )
+        numbers = 1 + len(self._cells.names)
+        self._rows_per_group = max(1, min(_MAX_ROWS_PER_GROUP, _MAX_NUMBERS_PER_GROUP // numbers))
 
     def write(self, prediction: Prediction) -> None:
         """Add one row."""
@@ -160,7 +199,7 @@ class ParquetWriter:
                 escape_undecodable(str(prediction.path)),
                 _escape_optional(prediction.label),
                 prediction.probability,
-                *(prediction.probabilities or (None,) * self._num_classes),
+                *self._cells.of(prediction),
                 _escape_optional(prediction.error),
             )
         )
@@ -179,36 +218,50 @@ class ParquetWriter:
             self._rows.clear()
 
 
-def class_columns(class_names: Sequence[str]) -> list[str]:
-    """Name a column ``p_<class>`` per class, with ``_2``, ``_3`` … where a name is taken.
+class _Cells:
+    """The cells between ``probability`` and ``error`` of a flat table.
 
-    >>> class_columns(["ant", "bee"])
-    ['p_ant', 'p_bee']
+    Attributes:
+        names: each with the type of its cells.
     """
-    return _unique([f"p_{escape_undecodable(name)}" for name in class_names])
+
+    def __init__(self, class_names: Sequence[str], columns: Columns) -> None:
+        self._labels = [escape_undecodable(name) for name in class_names]
+        self._columns = columns
+        self._top_k = min(columns.top_k, len(class_names))
+        self.names: dict[str, type] = {}
+        if columns.abstained:
+            self.names["abstained"] = bool
+        for name in top_columns(self._top_k):
+            self.names[name] = str if name.startswith("label") else float
+        if columns.probabilities:
+            self.names.update(dict.fromkeys(class_columns(class_names), float))
+
+    def of(self, prediction: Prediction) -> list[str | float | bool | None]:
+        """Give a value for each of ``names``; None for all where there is no prediction."""
+        numbers = prediction.probabilities
+        if not numbers:
+            return [None] * len(self.names)
+        cells: list[str | float | bool | None] = []
+        if self._columns.abstained:
+            cells.append(prediction.abstained)
+        for index in best_classes(numbers, self._top_k) if self._top_k else ():
+            cells += [self._labels[index], numbers[index]]
+        if self._columns.probabilities:
+            cells += numbers
+        return cells
 
 
-def disarm_formula(text: str) -> str:
-    """Put ``'`` before text that a spreadsheet would run as a formula.
-
-    Source: OWASP, CSV Injection.
-    """
-    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
-
-
-def escape_undecodable(text: str) -> str:
-    r"""Write bytes that Python could not decode as ``\xNN``, so that the text is valid UTF-8.
-
-    >>> escape_undecodable(os.fsdecode(b"caf\xe9.jpg"))
-    'caf\\xe9.jpg'
-    """
-    return re.sub("[\ud800-\udfff]", _escape_surrogate, text)
-
-
-def _escape_surrogate(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    # PEP 383: byte NN of a file name is decoded as U+DCNN.
-    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+def _csv_cell(value: str | float | bool | None) -> str | float:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return disarm_formula(value)
+        case _:
+            return _nine_digits(value)
 
 
 def _escape_optional(text: str | None) -> str | None:
@@ -217,49 +270,3 @@ def _escape_optional(text: str | None) -> str | None:
 
 def _nine_digits(number: float) -> float:
     return float(f"{number:.9g}")
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    taken: set[str] = set(names)
-    seen: set[str] = set()
-    unique = []
-    for name in names:
-        candidate, count = name, 1
-        while candidate in seen or (count > 1 and candidate in taken):
-            count += 1
-            candidate = f"{name}_{count}"
-        seen.add(candidate)
-        unique.append(candidate)
-    return unique
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file that becomes ``path`` if the block ends well, and vanishes if not."""
-    with ExitStack() as stack:
-        try:
-            # A link stays a link, and its target is replaced.
-            path = path.resolve()
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "it is a folder")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = stack.enter_context(replacing(path))
-        except OSError as error:
-            raise ConfigError(
-                f"output: cannot write `{escape_undecodable(str(path))}`: "
-                f"{error.strerror or error}. Name a file in a folder that you may write to."
-            ) from error
-        with temporary.open("wb") as stream:
-            yield stream
-
-
-@contextmanager
-def _standard_output() -> Iterator[IO[str]]:
-    """Give standard output as UTF-8 without translated line ends, whatever the locale says."""
-    sys.stdout.flush()
-    text = TextIOWrapper(sys.stdout.buffer, encoding="utf-8", newline="")
-    try:
-        yield text
-    finally:
-        # Closes only the wrapper; detaching writes out what it holds.
-        text.detach()

@@ -1,15 +1,30 @@
 """``finetune predict``: rows in order, errors as rows."""
 
 import csv
+import io
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pyarrow.parquet
 import pytest
+import torch
 
 import finetune
 from finetune.cli import main
+from finetune.commands import predict as command
+from finetune.commands import predictor
+from finetune.exports.description import read_description
+from finetune.exports.exported import Exported
+from finetune.prediction.predict import Prediction
+from finetune.prediction.views import make_views
 
 
 @pytest.fixture
@@ -104,3 +119,246 @@ def test_a_damaged_model_is_refused(
     weights.write_bytes(content)
     assert main(["predict", f"run={run}", f"input={photos}"]) == 2
     assert "SHA-256" in capsys.readouterr().err
+
+
+def predict(trained: Path, *words: str) -> int:
+    return main(["predict", f"run={trained}", "workers=0", "batch_size=4", *words])
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_manifests_and_standard_input_give_the_rows_of_a_folder(
+    trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert predict(trained, f"input={photos}", f"output={tmp_path / 'folder.csv'}") == 0
+    expected = read(tmp_path / "folder.csv")
+    names = [row["path"].removeprefix("'") for row in expected]
+    manifest = tmp_path / "list.csv"
+    with manifest.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerows([["image"], *([Path(name).relative_to(tmp_path)] for name in names)])
+    words = [f"input={manifest}", "path_column=image", f"output={tmp_path / 'manifest.csv'}"]
+    assert predict(trained, *words) == 0
+    assert read(tmp_path / "manifest.csv") == expected
+    lines = io.TextIOWrapper(io.BytesIO("\n".join(names).encode()))
+    monkeypatch.setattr("sys.stdin", lines)
+    assert predict(trained, "input=-", f"output={tmp_path / 'stdin.csv'}") == 0
+    assert read(tmp_path / "stdin.csv") == expected
+
+
+def test_columns_are_those_asked_for(
+    trained: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "labels.csv"
+    words = [f"input={photos}", f"output={table}", "probabilities=false", "top_k=5"]
+    assert predict(trained, *words, "abstain=1", "threshold=0.999999") == 0
+    rows = read(table)
+    top = ["label_1", "probability_1", "label_2", "probability_2"]
+    assert list(rows[0]) == ["path", "label", "probability", "abstained", *top, "error"]
+    for row in rows[:-1]:
+        assert row["label"] == "lying"  # the first of two, unless the second is nearly certain
+        assert {row["label_1"], row["label_2"]} == {"lying", "standing"}
+        assert float(row["probability_1"]) >= float(row["probability_2"])
+        own = row["probability_1"] if row["label_1"] == "lying" else row["probability_2"]
+        assert row["probability"] == own
+        assert row["abstained"] == ("true" if float(own) < 1 else "false")
+    assert [rows[-1][name] for name in ("label", "abstained", *top)] == [""] * 6
+    abstained = sum(row["abstained"] == "true" for row in rows)
+    assert f"{abstained} abstained, 1 of them unreadable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("augment", ["flip", "crops"])
+def test_views_are_averaged(trained: Path, photos: Path, tmp_path: Path, augment: str) -> None:
+    table = tmp_path / "labels.csv"
+    words = [f"input={photos / '2.png'}", f"output={table}", f"augment={augment}"]
+    assert predict(trained, *words) == 0
+    model = finetune.load_model(trained)
+    pixels = np.asarray(PIL.Image.open(photos / "2.png").convert("RGB"))
+    resized = model.preprocess.resize(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
+    views = list(make_views(resized, augment))  # type: ignore[arg-type]
+    expected = torch.cat([model.probabilities(view) for view in views]).mean(0)
+    (row,) = read(table)
+    got = [float(row["p_lying"]), float(row["p_standing"])]
+    assert got == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_features_are_what_the_head_reads(trained: Path, photos: Path, tmp_path: Path) -> None:
+    for name in ("f.npy", "f.parquet"):
+        words = [f"input={photos}", f"output={tmp_path / 'a.csv'}"]
+        assert predict(trained, *words, f"output_features={tmp_path / name}") == 0
+    assert predict(trained, f"input={photos}", f"output={tmp_path / 'b.csv'}") == 0
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    features = np.load(tmp_path / "f.npy")
+    rows = pyarrow.parquet.read_table(tmp_path / "f.parquet").to_pylist()
+    assert np.isnan(features[-1]).all()
+    assert rows[-1]["features"] is None
+    np.testing.assert_array_equal(features[:-1], [row["features"] for row in rows[:-1]])
+    model = finetune.load_model(trained)
+    numbers = model.classifier.head(torch.from_numpy(features[:-1])).softmax(1)
+    expected = [float(row["p_standing"]) for row in read(tmp_path / "a.csv")[:-1]]
+    assert numbers[:, 1].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_several_processes_give_the_table_of_one(
+    trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    for count in (1, 2):
+        output = f"output={tmp_path / f'{count}.csv'}"
+        words = [f"run={trained}", f"input={photos}", "batch_size=3", output]
+        assert main(["predict", *words, f"processes={count}", f"workers={count - 1}"]) == 0
+    assert (tmp_path / "2.csv").read_bytes() == (tmp_path / "1.csv").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_killed_prediction_goes_on_to_the_same_bytes(
+    trained: Path, photos: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, whole = tmp_path / f"t{suffix}", tmp_path / f"whole{suffix}"
+    images = sorted(photos.iterdir())
+    paths = tmp_path / "paths.jsonl"
+    lines = [json.dumps({"path": str(images[index % 10])}) for index in range(407)]
+    paths.write_text("\n".join(lines))
+    words = [f"run={trained}", "workers=0", "batch_size=4", "abstain=0.9"]
+    words = [sys.executable, "-m", "finetune", "predict", *words, "input=-", f"output={table}"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        fed = "".join(f"{images[index % 10]}\n" for index in range(303))
+        process.stdin.write(fed.encode())
+        process.stdin.flush()
+        part, start = tmp_path / f"t{suffix}.part", time.monotonic()
+        while not part.is_file() or part.stat().st_size < 9000:
+            assert process.poll() is None
+            assert time.monotonic() - start < 100
+            time.sleep(0.02)
+        process.kill()
+    assert not table.exists()
+    os.truncate(part, part.stat().st_size - 5)  # within a row, as a full disk would
+    same = [f"input={paths}", f"output={table}", "abstain=0.9"]
+    assert predict(trained, *same, "resume=true", "batch_size=8") == 2
+    assert "begun with batch_size=4" in capsys.readouterr().err
+    assert predict(trained, *same, "resume=true") == 0
+    message = capsys.readouterr().err
+    assert "Going on after" in message
+    assert "407 rows" in message
+    assert "40 of them unreadable" in message
+    assert predict(trained, *same[::2], f"output={whole}") == 0
+    assert table.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_an_interruption_says_how_to_go_on(
+    trained: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object, **__: object) -> Iterator[Prediction]:
+        yield Prediction(photos / "2.png", None, None, (), "damaged")
+        raise KeyboardInterrupt
+
+    table = tmp_path / "t.csv"
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "predict_paths", interrupted)
+        assert predict(trained, f"input={photos}", f"output={table}") == 130
+    message = capsys.readouterr().err
+    assert f"Stopped after 1 rows, which are in {table}.part" in message
+    assert "resume=true" in message
+    # One row is less than a batch: nothing is kept of it, and all is done again.
+    assert predict(trained, f"input={photos}", f"output={table}", "resume=true") == 0
+    assert "Going on after 0 rows" in capsys.readouterr().err
+    assert len(read(table)) == 10
+
+
+def fake_export(path: Path, *, trust: bool) -> Exported:
+    assert trust
+
+    def answer(images: np.ndarray) -> np.ndarray:
+        assert images.dtype == np.uint8
+        sizes.append(images.shape)
+        red = images[:, 0].mean((1, 2), dtype=np.float64).astype(np.float32) / 255
+        return np.stack([red, 1 - red], 1)
+
+    sizes: list[tuple[int, ...]] = []
+    description = read_description(path.with_name("model.json"))
+    return Exported(path, description, answer)
+
+
+def test_an_exported_file_gets_the_images_as_they_are(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictor, "load_exported", fake_export)
+    shutil.copy(trained / "model.json", tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"an export")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for index, size in enumerate([(9, 5), (5, 9), (9, 5), (7, 7)]):
+        PIL.Image.new("RGB", size, (50 * index, 0, 255)).save(folder / f"{index}.png")
+    words = [f"run={tmp_path / 'model.onnx'}", "trust=true", f"input={folder}"]
+    for batch_size in ("auto", "4"):
+        table = tmp_path / f"{batch_size}.csv"
+        run = ["predict", *words, f"batch_size={batch_size}", f"output={table}"]
+        assert main([*run, "workers=0"]) == 0
+        got = [float(row["p_lying"]) for row in read(table)]
+        assert got == pytest.approx([50 * index / 255 for index in range(4)], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["augment=flip"], "augment: got flip, but"),
+        (["output_features=f.npy"], "output_features: got a file, but"),
+    ],
+)
+def test_views_and_features_need_a_bundle(
+    words: list[str],
+    expected: str,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.ts").touch()
+    assert main(["predict", "run=model.ts", f"input={photos}", *words]) == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["input=https://x.org/a.jpg"], "`https://x.org/a.jpg` is a URL"),
+        (["input=.", "resume=true"], "resume: got output=None, expected a file that ends in .csv"),
+        (["input=.", "resume=true", "output=t.parquet"], "half a Parquet file cannot be read"),
+        (["input=.", "resume=true", "output=t.csv", "output_features=f.npy"], "does not go with"),
+        (["input=.", "output=t.csv", "output_features=f.csv"], ".npy or .parquet"),
+        (["input=.", "output=a.parquet", "output_features=a.parquet"], "which is output too"),
+        (["input=list.csv", "output=list.csv"], "which is input too"),
+        (["input=.", "threshold=2"], "threshold"),
+    ],
+)
+def test_mistakes_of_the_longer_kind_leave_nothing_behind(
+    words: list[str],
+    expected: str,
+    trained: Path,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(photos)
+    before = sorted(photos.iterdir())
+    assert predict(trained, *words) == 2
+    assert expected in capsys.readouterr().err
+    assert sorted(photos.iterdir()) == before
+
+
+def test_a_failure_before_the_first_row_leaves_no_part(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = io.TextIOWrapper(io.BytesIO(b"http://x.org/a.jpg\n"))
+    monkeypatch.setattr("sys.stdin", lines)
+    assert predict(trained, "input=-", f"output={tmp_path / 't.csv'}") == 2
+    assert not list(tmp_path.iterdir())

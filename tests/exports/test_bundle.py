@@ -109,6 +109,29 @@ def test_several_labels_have_sigmoids_and_a_set_for_an_answer(make_bundle, photo
     assert len({answer.label for answer in answers}) > 1
 
 
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_the_temperature_divides_the_logits(make_bundle, photos, task):
+    as_trained = load_model(make_bundle(task=task)[0])
+    warm = load_model(make_bundle(task=task, temperature=2.0)[0])
+    assert (as_trained.description.temperature, warm.description.temperature) == (1.0, 2.0)
+    images = torch.cat([as_trained.preprocess(pixels_of(path)) for path in photos])
+    with torch.inference_mode():
+        logits = as_trained.classifier(images) / 2
+    expected = logits.softmax(1) if task == "multiclass" else logits.sigmoid()
+    for row, answer in zip(expected.tolist(), warm.predict(photos), strict=True):
+        assert list(answer.probabilities.values()) == pytest.approx(row, abs=1e-5)
+
+
+def test_features_are_what_the_head_reads(bundle, photos):
+    model = load_model(bundle)
+    resized = torch.cat([model.preprocess.resize(pixels_of(path)) for path in photos])
+    features = model.features(resized)
+    assert (features.shape, features.dtype) == ((len(photos), 192), torch.float32)
+    logits = model.classifier.head(features)
+    assert torch.allclose(logits.softmax(1), model.probabilities(resized), atol=1e-6)
+    assert len(features.unique(dim=0)) == len(photos)
+
+
 def test_batches_do_not_change_the_answers(bundle, photos):
     model = load_model(bundle)
     one = model.predict(photos, batch_size=1)

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from finetune.errors import ModelError
-from finetune.exports.description import FORMAT_VERSION, JSON_NAME, read_description
+from finetune.exports.description import (
+    DECODE_POLICY,
+    FORMAT_VERSION,
+    JSON_NAME,
+    check_description,
+    read_description,
+)
 
 DESCRIPTION: dict[str, Any] = {
     "format_version": FORMAT_VERSION,
@@ -18,6 +24,8 @@ DESCRIPTION: dict[str, Any] = {
     "head": {"name": "mlp", "arguments": {"dropout": 0.1, "hidden_features": 12}},
     "preprocessing": {"image_size_px": 32, "mean": [0.5, 0.5, 0.5]},
     "max_megapixels": 200,
+    "decode_policy": DECODE_POLICY,
+    "temperature": 1.5,
     "weights_sha256": "0123456789abcdef" * 4,
     "metrics": {"val": {"accuracy": 0.5, "auroc": None}},
     "versions": {"torch": "2.10"},
@@ -61,7 +69,7 @@ def test_a_description_comes_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_newer_format_asks_for_a_newer_finetune(tmp_path: Path) -> None:
     # It may hold keys that nobody knows yet; the version comes first.
-    text = changed(lambda d: d.update(format_version=FORMAT_VERSION + 1, temperature=1.5))
+    text = changed(lambda d: d.update(format_version=FORMAT_VERSION + 1, mood="good"))
     with pytest.raises(ModelError, match=r"format version 2; .* up to 1\. Install a newer"):
         read_description(write(tmp_path, text))
 
@@ -87,6 +95,12 @@ def test_a_newer_format_asks_for_a_newer_finetune(tmp_path: Path) -> None:
         (put("preprocessing", []), "preprocessing"),
         (put("max_megapixels", -1), "max_megapixels"),
         (put("max_megapixels", float("nan")), "max_megapixels"),
+        (put("decode_policy", 2), "decode_policy"),
+        (put("temperature", 0), "temperature"),
+        (put("temperature", -1.0), "temperature"),
+        (put("temperature", float("nan")), "temperature"),
+        (put("temperature", float("inf")), "temperature"),
+        (put("temperature", None), "temperature"),
         (put("weights_sha256", "0"), "weights_sha256"),
         (put("weights_sha256", "0" * 64 + "\n"), "weights_sha256"),
         (put("versions", {"torch": None}), r"versions\.torch"),
@@ -98,7 +112,24 @@ def test_a_description_is_checked_key_by_key(tmp_path: Path, change: Change, mes
         read_description(path)
 
 
-@pytest.mark.parametrize("key", DESCRIPTION)
+def test_bundles_of_before_have_neither_temperature_nor_decode_policy(tmp_path: Path) -> None:
+    def as_before(description: dict[str, Any]) -> None:
+        del description["temperature"], description["decode_policy"]
+
+    description = read_description(write(tmp_path, changed(as_before)))
+    assert (description.temperature, description.decode_policy) == (1.0, 1)
+
+
+def test_what_was_parsed_already_is_checked_alike() -> None:
+    assert check_description(DESCRIPTION, "there").model_dump() == DESCRIPTION
+    for values in ({**DESCRIPTION, "_target_": "os.system"}, None, [], "text"):
+        with pytest.raises(ModelError, match=r"^there is no model description: "):
+            check_description(values, "there")
+    with pytest.raises(ModelError, match=r"^there has format version 2"):
+        check_description({"format_version": 2}, "there")
+
+
+@pytest.mark.parametrize("key", sorted({*DESCRIPTION} - {"temperature", "decode_policy"}))
 def test_every_key_is_needed(tmp_path: Path, key: str) -> None:
     path = write(tmp_path, changed(lambda description: description.pop(key)))
     with pytest.raises(ModelError, match=f"no model description: {key}: Field required"):

@@ -12,6 +12,7 @@ from finetune.data.preprocess import Preprocess
 from finetune.errors import ExportError
 from finetune.exports.bundle import Model, load_model
 from finetune.exports.description import Backbone, Description, Head
+from finetune.exports.runtimes import open_file
 from finetune.exports.torchscript import load_torchscript, save_torchscript
 from finetune.models.classifier import Classifier
 from finetune.models.heads import create_head
@@ -80,7 +81,7 @@ def unscriptable_model():
     return model
 
 
-def assert_alike(module, model, photos):
+def assert_one_by_one(module, model, photos):
     for path in photos:
         pixels = pixels_of(path)
         (expected,) = model.probabilities(model.preprocess.resize(pixels))
@@ -108,15 +109,36 @@ def test_the_file_answers_like_the_bundle(
     model = load_model(make_bundle(backbone, head, resize_mode=resize_mode, task=task)[0])
     before = model.predict(photos)
     save_torchscript(model, tmp_path / "model.ts")
-    module = load_torchscript(tmp_path / "model.ts")
-    assert_alike(module, model, photos)
+    module, _ = load_torchscript(tmp_path / "model.ts")
+    assert_one_by_one(module, model, photos)
     assert model.predict(photos) == before  # exporting leaves the model as it was
+
+
+@pytest.mark.parametrize(
+    ("task", "precision", "within"),
+    [
+        ("multiclass", "float32", 1e-4),
+        ("multilabel", "float32", 1e-4),
+        ("multiclass", "float16", 2e-2),
+    ],
+)
+def test_temperature_and_precision_travel_with_it(export_of, assert_alike, task, precision, within):
+    model, path = export_of(".ts", task, precision)
+    answer, values = open_file(path, trust=True)
+    assert_alike(answer, model, within=within)
+    assert Description.model_validate(values) == model.description
+    assert model.description.temperature != 1
+
+
+def test_half_precision_is_half_the_size(export_of):
+    whole, half = (export_of(".ts", precision=p)[1] for p in ("float32", "float16"))
+    assert half.stat().st_size < 0.7 * whole.stat().st_size
 
 
 def test_any_number_of_images_at_once(make_bundle, photos, tmp_path):
     model = load_model(make_bundle()[0])
     save_torchscript(model, tmp_path / "model.ts")
-    module = load_torchscript(tmp_path / "model.ts")
+    module, _ = load_torchscript(tmp_path / "model.ts")
     pixels = pixels_of(photos[1])
     with torch.inference_mode():
         (alone,) = module(pixels)
@@ -131,8 +153,8 @@ def test_any_number_of_images_at_once(make_bundle, photos, tmp_path):
 def test_a_network_that_cannot_be_scripted_is_traced(photos, tmp_path):
     model = unscriptable_model()
     save_torchscript(model, tmp_path / "model.ts")
-    module = load_torchscript(tmp_path / "model.ts")
-    assert_alike(module, model, photos)
+    module, _ = load_torchscript(tmp_path / "model.ts")
+    assert_one_by_one(module, model, photos)
     pixels = pixels_of(photos[0])
     with torch.inference_mode():
         answers = module(torch.stack([pixels, 255 - pixels, pixels]))
@@ -183,9 +205,9 @@ def test_torch_alone_reads_the_files(make_bundle, photos, tmp_path):
         assert answer["names"] == model.class_names
 
 
-def test_the_description_lies_inside(make_bundle, tmp_path):
-    model = load_model(make_bundle()[0])
-    save_torchscript(model, tmp_path / "model.ts")
+def test_the_description_lies_inside(export_of):
+    model, path = export_of(".ts")
     extra = {"model.json": ""}
-    torch.jit.load(str(tmp_path / "model.ts"), _extra_files=extra)
+    torch.jit.load(str(path), _extra_files=extra)
     assert Description.model_validate_json(extra["model.json"]) == model.description
+    assert load_torchscript(path)[1] == extra["model.json"].decode()

@@ -159,7 +159,7 @@ def test_endless_paths_are_read_as_needed(images: list[Path], workers: int) -> N
     assert taken == 0
     assert list(itertools.islice(endless, 11)) == pytest.approx(predictions)
     assert 11 <= taken <= 4 * (3 + 2 * workers + 1)
-    endless.close()  # type: ignore[attr-defined]
+    endless.close()
 
 
 def test_workers_end_with_the_iterator(images: list[Path]) -> None:
@@ -174,7 +174,7 @@ def test_workers_end_with_the_iterator(images: list[Path]) -> None:
     )
     next(predictions)
     (child,) = torch.multiprocessing.active_children()
-    predictions.close()  # type: ignore[attr-defined]
+    predictions.close()
     child.join(10)
     assert not child.is_alive()
 
@@ -274,4 +274,65 @@ def test_wrong_numbers_are_refused_at_once(wrong: dict[str, int]) -> None:
             task="multiclass",
             batch_size=arguments["batch_size"],
             workers=arguments["workers"],
+        )
+
+
+def test_images_of_several_sizes_are_answered_by_size(images: list[Path]) -> None:
+    seen = []
+
+    def as_it_is(image: Tensor) -> Tensor:
+        return image[None]
+
+    def model(batch: Tensor) -> Tensor:
+        seen.append(batch.shape[0])
+        return (batch.double().mean((2, 3)) / 50).softmax(1)
+
+    paths = [images[0], images[1], images[0], images[2], images[1], images[0]]
+    rows = predict(paths, preprocess_resize=as_it_is, model=model, batch_size=5)
+    assert seen == [2, 2, 1, 1]
+    alone = [predict([path], preprocess_resize=as_it_is, model=model)[0] for path in paths]
+    for row, single in zip(rows, alone, strict=True):
+        assert (row.path, row.label) == (single.path, single.label)
+        assert row.probabilities == pytest.approx(single.probabilities)
+
+
+def test_features_come_with_their_images(images: list[Path], tmp_path: Path) -> None:
+    def model(batch: Tensor) -> tuple[Tensor, Tensor]:
+        return colour_model(batch), batch.mean((2, 3))
+
+    paths = [images[0], tmp_path / "missing.png", *images[1:4]]
+    rows = predict(paths, model=model, batch_size=3)
+    assert rows == predict(paths, batch_size=3)
+    assert rows[1].features is None
+    for row in (rows[0], *rows[2:]):
+        assert row.features is not None
+        assert row.features.dtype == np.float32
+        assert CLASSES[int(row.features.argmax())] == row.label
+
+
+def test_a_threshold_and_abstention_are_applied(images: list[Path], tmp_path: Path) -> None:
+    def model(batch: Tensor) -> Tensor:
+        return torch.tensor([[0.8, 0.2], [0.6, 0.4]])[: len(batch)]
+
+    def rows(**changes: object) -> list[tuple[str | None, bool | None]]:
+        found = predict(images[:2], model=model, class_names=("no", "yes"), **changes)
+        return [(row.label, row.abstained) for row in found]
+
+    assert rows() == [("no", None), ("no", None)]
+    assert rows(threshold=0.3, abstain=0.7) == [("no", False), ("yes", True)]
+    (missing,) = predict([tmp_path / "missing.png"], abstain=0.7)
+    assert missing.abstained is None
+
+
+def test_a_threshold_for_three_classes_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="threshold"):
+        predict_images(
+            [],
+            model=colour_model,
+            preprocess_resize=resize,
+            class_names=CLASSES,
+            task="multiclass",
+            batch_size=1,
+            workers=0,
+            threshold=0.5,
         )

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from finetune.errors import ConfigError
 from finetune.prediction import writers
+from finetune.prediction.columns import Columns
 from finetune.prediction.predict import Prediction
 from finetune.prediction.writers import (
     CsvWriter,
@@ -316,3 +317,52 @@ def test_float32_survives_text(number: float) -> None:
     (row,) = read_csv(stream.getvalue())
     assert len(row["p_a"]) <= 16
     assert np.float32(row["p_a"]) == np.float32(number)
+
+
+EVERYTHING = Columns(probabilities=True, top_k=2, abstained=True)
+SURE = Prediction(Path("a"), "@b", 0.75, (0.125, 0.75, 0.125), abstained=False)
+UNSURE = Prediction(Path("b"), "c", 0.5, (0.25, 0.25, 0.5), abstained=True)
+
+
+def write_three(path: Path, columns: Columns) -> None:
+    with open_writer(path, ("a", "@b", "c"), columns) as writer:
+        for prediction in (SURE, UNSURE, BAD):
+            writer.write(prediction)
+
+
+def test_the_best_classes_and_abstention_have_columns(tmp_path: Path) -> None:
+    write_three(tmp_path / "p.csv", EVERYTHING)
+    assert (tmp_path / "p.csv").read_text().splitlines() == [
+        '"path","label","probability","abstained","label_1","probability_1","label_2",'
+        '"probability_2","p_a","p_@b","p_c","error"',
+        '"a","\'@b",0.75,"false","\'@b",0.75,"a",0.125,0.125,0.75,0.125,""',
+        '"b","c",0.5,"true","c",0.5,"a",0.25,0.25,0.25,0.5,""',
+        '"in/b.jpg","","","","","","","","","","","damaged, or not supported"',
+    ]
+    write_three(tmp_path / "p.jsonl", EVERYTHING)
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [row["abstained"] for row in rows] == [False, True, None]
+    top = [{"label": "@b", "probability": 0.75}, {"label": "a", "probability": 0.125}]
+    assert rows[0]["top"] == top
+    assert rows[2]["top"] is None
+    write_three(tmp_path / "p.parquet", EVERYTHING)
+    table = pq.read_table(tmp_path / "p.parquet").to_pylist()
+    assert [row["abstained"] for row in table] == [False, True, None]
+    assert [row["label_1"] for row in table] == ["@b", "c", None]
+    assert [row["probability_2"] for row in table] == [0.125, 0.25, None]
+
+
+def test_columns_of_the_classes_can_be_left_away(tmp_path: Path) -> None:
+    few = Columns(probabilities=False)
+    for suffix in FORMATS:
+        write_three(tmp_path / f"p.{suffix}", few)
+    names = ["path", "label", "probability", "error"]
+    assert list(read_csv((tmp_path / "p.csv").read_text())[0]) == names
+    assert list(json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])) == names
+    assert pq.read_table(tmp_path / "p.parquet").column_names == names
+
+
+def test_no_more_best_classes_than_there_are(tmp_path: Path) -> None:
+    write_three(tmp_path / "p.csv", Columns(probabilities=False, top_k=9))
+    row = read_csv((tmp_path / "p.csv").read_text())[0]
+    assert [name for name in row if name.startswith("label_")] == ["label_1", "label_2", "label_3"]
