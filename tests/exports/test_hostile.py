@@ -406,13 +406,23 @@ def test_there_are_at_least_40():
     assert len(HOSTILE) >= 40
 
 
-@pytest.mark.parametrize("forced", [False, True], ids=["", "unpickling forced"])
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("evil", [Evil, EvilByEval])
+def test_what_is_dangerous_is_dangerous(tmp_path, evil):
+    pickle.loads(pickle.dumps(evil(tmp_path / "canary")))
+    assert (tmp_path / "canary").is_dir()
+
+
+# Those that could be unpickled also where torch is told to unpickle everything.
+PICKLES = [name for name in HOSTILE if "pickle" in name or "eval" in name]
+
+
+@pytest.mark.parametrize(
+    ("name", "forced"),
+    [*((name, False) for name in HOSTILE), *((name, True) for name in PICKLES)],
+)
 def test_nothing_runs_and_the_user_is_told(
     place, photos, connections, monkeypatch, capsys, name, forced
 ):
-    if forced and "pickle" not in name and "eval" not in name:
-        pytest.skip("nothing to unpickle")
     if forced:
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     words = HOSTILE[name](place)
