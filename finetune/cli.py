@@ -133,7 +133,8 @@ def run_verb(verb: str, words: Sequence[str]) -> Any:
     if verb == "train" and (run := _folder(tokens, "resume")) is not None:
         return _run(verb, *_resumed(run, tokens))
     config_dir = _folder(tokens, "config_dir")
-    tokens = [token for token in tokens if token.key not in ("config_dir", "resume")]
+    ours = ("config_dir", "resume") if verb == "train" else ("config_dir",)
+    tokens = [token for token in tokens if token.key not in ours]
     tokens = _prepare(verb, tokens, config_dir, is_multirun=is_multirun)
     if not is_multirun:
         return _run(verb, *_compose(verb, tokens, config_dir))

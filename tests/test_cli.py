@@ -109,7 +109,7 @@ def test_version(capsys):
 def test_a_mistyped_verb(refusal):
     assert refusal("trian") == (
         "ConfigError: trian: no such verb, expected one of train, evaluate, predict, export, "
-        "inspect, data, cache. Did you mean `train`?\n"
+        "serve, inspect, data, cache. Did you mean `train`?\n"
     )
 
 

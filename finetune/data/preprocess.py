@@ -149,6 +149,10 @@ class Preprocess(nn.Module):
         images = images.to(torch.float32)
         if images.size(2) == height and images.size(3) == width:
             return images
+        # To a width of 1, torch takes little but the first row; to a height of 1 it is right.
+        is_turned = width == 1
+        if is_turned:
+            images, height, width = images.transpose(2, 3), width, height
         resized = functional.interpolate(
             images,
             size=[height, width],
@@ -156,6 +160,8 @@ class Preprocess(nn.Module):
             align_corners=False,
             antialias=True,
         )
+        if is_turned:
+            resized = resized.transpose(2, 3)
         # The cubic kernel overshoots at edges.
         return resized.clamp(0.0, 255.0) if self.interpolation == "bicubic" else resized
 
