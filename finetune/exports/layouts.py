@@ -164,6 +164,6 @@ def _check_strict(state: State, target: nn.Module, name: str, layout: Layout) ->
     if different:
         raise ExportError(
             f"layout={layout}: its `{name}` is built in another way, {len(different)} of "
-            f"{len(theirs)} names or shapes differ, such as {different[0]}; use "
+            f"{len({*ours, *theirs})} names or shapes differ, such as {different[0]}; use "
             f"{'layout=timm or ' if layout != 'timm' else ''}format=torchscript."
         )
