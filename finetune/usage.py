@@ -17,7 +17,7 @@ _SUMMARIES = {
     "train": "fine-tune on a folder of labelled images",
     "evaluate": "measure a trained run on a split or on another folder",
     "predict": "label a file, a folder or a glob of images",
-    "export": "write the model to one file that needs no finetune, and check that it answers alike",
+    "export": "write the model as one file that needs no finetune, and check its answers",
     "serve": "answer over HTTP on this machine, with a page to drop images on",
     "inspect": "look at images before training on them: counts, faults, copies, a picture",
     "data": "fetch the public images of a data set",

@@ -5,6 +5,7 @@ import os
 # One thread: two would wait for each other more than they compute, on images this small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,10 @@ import pytest
 # A shared machine is slow at times; a deadline in milliseconds would fail for no fault.
 hypothesis.settings.register_profile("finetune", deadline=None)
 hypothesis.settings.load_profile("finetune")
+
+# Programs in the background of a shell inherit that Ctrl-C is ignored, and so would those that the
+# tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

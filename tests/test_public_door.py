@@ -73,8 +73,8 @@ def test_every_name_is_there_and_documented(name):
 def test_the_verbs_are_those_of_the_command_line():
     from finetune.config import VERBS
 
-    housekeeping = {"data", "cache"}
-    assert set(VERBS) - housekeeping <= set(finetune.__all__)
+    for_terminals = {"data", "cache", "serve"}
+    assert set(VERBS) - for_terminals <= set(finetune.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error():

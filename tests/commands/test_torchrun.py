@@ -65,6 +65,7 @@ def runs(
     words = ["train", f"dataset.root={stripes}", "name=a", *quick, "trainer.precision=32"]
     words += [f"model.weights={folder / 'nano.safetensors'}", "freeze=probe_then_finetune"]
     words += ["freeze.batchnorm=frozen", "trainer.ema_decay=0.5"]
+    words += ["trainer.early_stopping_patience=null"]
     assert main([*words, f"runs={folder / 'one'}"]) == 0
     nodes = [word for word in words if word != "trainer=cpu"]
     nodes += ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2"]
