@@ -19,7 +19,7 @@ from finetune.errors import ConfigError, RunError
 from finetune.exports.answering import read_pixels
 from finetune.exports.bundle import Model, load_model
 from finetune.exports.gate import Verdict, check_file
-from finetune.exports.runtimes import Pixels
+from finetune.exports.interface import Pixels
 from finetune.run import open_run, read_record, replacing, write_json
 
 MAX_CALIBRATION_IMAGES = 100

@@ -14,7 +14,8 @@ import numpy as np
 
 from finetune.data.decode import decode_image
 from finetune.errors import FinetuneError
-from finetune.exports.runtimes import Answer, Pixels, open_file
+from finetune.exports.interface import Answer, Pixels
+from finetune.exports.runtimes import open_file
 
 REPEATS = {1: 5, 32: 2}
 """How often a batch of each size is timed, after one that is not."""

@@ -24,12 +24,12 @@ from finetune.data.preprocess import Preprocess
 from finetune.errors import DataError, FinetuneError, ImageError, ModelError
 from finetune.exports.description import (
     FORMAT_VERSION,
-    JSON_NAME,
     Backbone,
     Description,
     Head,
     read_description,
 )
+from finetune.exports.interface import JSON_NAME
 from finetune.models.answers import SEPARATOR, Task, read_answers, to_probabilities
 from finetune.models.backbones import create_backbone, describe_backbone
 from finetune.models.classifier import Classifier

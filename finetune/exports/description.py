@@ -7,7 +7,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from finetune.errors import ModelError
-from finetune.exports.runtimes import JSON_NAME as JSON_NAME
 from finetune.models.answers import Task
 
 FORMAT_VERSION = 1

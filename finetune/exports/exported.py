@@ -8,7 +8,8 @@ from torch import Tensor
 
 from finetune.errors import ModelError
 from finetune.exports.description import Description, check_description
-from finetune.exports.runtimes import SUFFIXES, Answer, open_file
+from finetune.exports.interface import SUFFIXES, Answer
+from finetune.exports.runtimes import open_file
 
 
 @dataclass(frozen=True)

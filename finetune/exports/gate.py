@@ -19,7 +19,7 @@ from torch import Tensor
 from finetune.errors import DataError, ExportError, ImageError
 from finetune.exports.answering import REPEATS, latencies, read_pixels
 from finetune.exports.bundle import Model
-from finetune.exports.runtimes import Answer, Numbers, Pixels
+from finetune.exports.interface import Answer, Numbers, Pixels
 from finetune.models.answers import as_hot, decide
 
 

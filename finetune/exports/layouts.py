@@ -21,7 +21,7 @@ from finetune.data.preprocess import Preprocess
 from finetune.errors import ExportError, ModelError
 from finetune.exports.bundle import Model
 from finetune.exports.description import check_description
-from finetune.exports.runtimes import JSON_NAME, Answer, Numbers, Pixels
+from finetune.exports.interface import JSON_NAME, Answer, Numbers, Pixels
 from finetune.models.answers import to_probabilities
 from finetune.models.backbones import NANO
 from finetune.models.heads import LinearHead

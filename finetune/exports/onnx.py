@@ -14,7 +14,8 @@ import torch
 from finetune.errors import ExportError
 from finetune.exports.bundle import Model
 from finetune.exports.graph import trace_graph
-from finetune.exports.runtimes import INPUT, JSON_NAME, OUTPUT, Pixels, require_package
+from finetune.exports.interface import INPUT, JSON_NAME, OUTPUT, Pixels
+from finetune.exports.runtimes import require_package
 
 OPSET = 20
 

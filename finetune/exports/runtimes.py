@@ -9,24 +9,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from finetune.errors import ConfigError, FinetuneError, ModelError
-
-Pixels = npt.NDArray[np.uint8]
-"""RGB ``[B, 3, H, W]``."""
-Numbers = npt.NDArray[np.float32]
-"""Probabilities ``[B, C]``; of a backbone, features ``[B, F]``."""
-Answer = Callable[[Pixels], Numbers]
-
-PROGRAMS = (".ts", ".pt2")
-"""Can carry code."""
-INPUT, OUTPUT = "images", "probabilities"
-"""Of an ONNX graph."""
-JSON_NAME = "model.json"
-"""In a bundle, and within every exported file: what the model is."""
-SUFFIXES = (*PROGRAMS, ".onnx", ".safetensors")
+from finetune.exports.interface import (
+    INPUT,
+    JSON_NAME,
+    OUTPUT,
+    PROGRAMS,
+    SUFFIXES,
+    Answer,
+    Numbers,
+    Pixels,
+)
 
 
 def open_file(path: Path, *, trust: bool) -> tuple[Answer, dict[str, Any]]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from finetune.exports.bundle import Model
-from finetune.exports.description import JSON_NAME
 from finetune.exports.graph import trace_graph
+from finetune.exports.interface import JSON_NAME
 
 
 def save_torch_export(model: Model, path: Path, *, dtype: torch.dtype = torch.float32) -> None:

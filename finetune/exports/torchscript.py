@@ -18,7 +18,7 @@ from torch.jit.frontend import FrontendError
 from finetune.errors import ExportError
 from finetune.exports.bundle import Model
 from finetune.exports.deployed import Deployed, copy_of_classifier
-from finetune.exports.description import JSON_NAME
+from finetune.exports.interface import JSON_NAME
 from finetune.models.classifier import Classifier
 
 

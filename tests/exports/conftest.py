@@ -14,8 +14,8 @@ from torch import nn
 from finetune.data.preprocess import Preprocess
 from finetune.exports.answering import read_pixels
 from finetune.exports.bundle import Model, load_model, save_bundle
+from finetune.exports.interface import Answer
 from finetune.exports.onnx import quantise, save_onnx
-from finetune.exports.runtimes import Answer
 from finetune.exports.torch_export import save_torch_export
 from finetune.exports.torchscript import save_torchscript
 from finetune.models.backbones import create_backbone, describe_backbone

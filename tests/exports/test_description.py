@@ -11,10 +11,10 @@ from finetune.errors import ModelError
 from finetune.exports.description import (
     DECODE_POLICY,
     FORMAT_VERSION,
-    JSON_NAME,
     check_description,
     read_description,
 )
+from finetune.exports.interface import JSON_NAME
 
 DESCRIPTION: dict[str, Any] = {
     "format_version": FORMAT_VERSION,
