@@ -1,5 +1,6 @@
 """Pydantic's findings in the user's words: the key as typed, the value, what was expected."""
 
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -90,11 +91,15 @@ def _models_in(kind: Any) -> Iterator[type[BaseModel]]:
 def _lines(error: ValidationError, model: type[BaseModel]) -> list[str]:
     keys = key_types(model)
     expected: dict[str, list[str]] = {}
+    hints: dict[str, str] = {}
     for finding in error.errors():
         line, expectation = _describe(finding, keys, model)
         expected.setdefault(line, []).extend([expectation] if expectation else [])
+        if finding["type"] == "literal_error" and isinstance(finding["input"], str):
+            words = re.findall(r"'([^']+)'", finding["ctx"]["expected"])
+            hints[line] = hints.get(line) or did_you_mean(finding["input"], words)
     return [
-        f"{line}, expected {' or '.join(options)}." if options else line
+        f"{line}, expected {' or '.join(options)}.{hints.get(line, '')}" if options else line
         for line, options in expected.items()
     ]
 

@@ -83,7 +83,10 @@ def test_good_values_become_the_model():
         ({"width_px": None}, "width_px: got null, expected a whole number."),
         ({"shape__radius": 0}, "shape.radius: got 0, expected a number > 0."),
         ({"shape__radius": "x"}, "shape.radius: got `x`, expected a number."),
-        ({"paint__colour": "rde"}, "paint.colour: got `rde`, expected one of red, green."),
+        (
+            {"paint__colour": "rde"},
+            "paint.colour: got `rde`, expected one of red, green. Did you mean `red`?",
+        ),
         ({"paint__glossy": "shiny"}, "paint.glossy: got `shiny`, expected true or false."),
         ({"paint__layers": 0}, "paint.layers: got 0, expected a number >= 1 or auto."),
         ({"paint__layers": "all"}, "paint.layers: got `all`, expected a whole number or auto."),

@@ -45,9 +45,15 @@ def _images_of_run(run: RunDirectory, separator: str | None) -> ImageFolder:
     """Return the images that a run began with, whatever has come to their folder since.
 
     Raises:
-        RunError: some are not there any more.
+        RunError: some are not there any more, or the run's record is not whole.
     """
     record = read_record(run)
+    missing = [key for key in ("class_names", "recipe") if key not in record]
+    if missing:
+        raise RunError(
+            f"resume: {run.record} has no {' and no '.join(missing)}; it is damaged, or of another "
+            "version. Start anew."
+        )
     root, rows = Path(record["data"]), read_split(run.split, label_separator=separator)
     gone = [row.path for row in rows if not (root / row.path).is_file()]
     if gone:

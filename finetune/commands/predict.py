@@ -81,7 +81,7 @@ def run(config: PredictConfig, as_yaml: str) -> Path | None:
         augment=config.augment,
         features=config.output_features is not None,
     )
-    began = table.settings() if table and config.resume else None
+    began = _began(config, table)
     work = _plan(config, inputs, answering, began)
     settings = _settings(config, answering, work)
     paths, done = iter(inputs.paths), Done()
@@ -140,6 +140,24 @@ def _check_files(config: PredictConfig) -> Path | None:
             "resume: does not go with output_features; write the features in a run of their own."
         )
     return output
+
+
+def _began(config: PredictConfig, table: PartialTable | None) -> dict[str, Any] | None:
+    """Say how a table began that goes on; None for one that begins.
+
+    Raises:
+        ConfigError: an interrupted one is there, and nobody said what to do with it.
+    """
+    if table is None or config.resume is False:
+        return None
+    if config.resume is None:
+        if table.has_rows:
+            raise ConfigError(
+                f"output: {table.part} holds rows of a prediction that was interrupted. "
+                "resume=true goes on from there, resume=false begins anew."
+            )
+        return None
+    return table.settings()
 
 
 def _find_inputs(config: PredictConfig) -> Inputs:

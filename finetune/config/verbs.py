@@ -126,7 +126,8 @@ class PredictConfig(Group):
             and its mirror image) or ``crops`` (five crops and their mirror images).
         output_features: ``.parquet`` or ``.npy`` file for the features of each image; null for
             none. Bundles alone.
-        resume: go on with an output that was interrupted.
+        resume: true goes on with an output that was interrupted, false begins anew; null refuses
+            to write over what is there of one.
         processes: that each run the model on a share of the images; ``auto`` is one, or one for
             each GPU.
         batch_size: images of one forward pass; ``auto`` by the device.
@@ -145,7 +146,7 @@ class PredictConfig(Group):
     abstain: Number | None = Field(gt=0, le=1)
     augment: Literal["none", "flip", "crops"]
     output_features: ExpandedPath | None
-    resume: bool
+    resume: bool | None
     processes: Annotated[Whole, Field(ge=1, le=64)] | Literal["auto"]
     batch_size: Annotated[Whole, Field(ge=1)] | Literal["auto"]
     workers: Workers

@@ -63,6 +63,11 @@ class PartialTable:
         self.record = self.output.with_name(f"{self.output.name}.part.json")
         self.is_ours = False
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether an interrupted prediction has left something."""
+        return self.part.is_file() and self.part.stat().st_size > 0
+
     def settings(self) -> dict[str, Any] | None:
         """Read with what the table began; None where there is none to go on with.
 

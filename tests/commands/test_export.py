@@ -255,24 +255,38 @@ def test_an_image_that_is_broken_since_is_named(
     assert ".png: not an image" in message
 
 
+@pytest.mark.parametrize(
+    ("page", "call", "form"),
+    [
+        ("README.md", "torch.jit.load", None),
+        ("docs/exports.md", "torch.jit.load", None),
+        ("docs/exports.md", "onnxruntime", "onnx"),
+        ("docs/exports.md", "torch.export.load", "torch_export"),
+    ],
+)
 def test_the_lines_of_the_readme_read_an_exported_file(
+    page: str,
+    call: str,
+    form: str | None,
     trained: Path,
     stripes: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    readme = Path(__file__).resolve().parents[2] / "README.md"
-    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
-    (lines,) = [block for block in blocks if "torch.jit.load" in block]
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "latest").symlink_to(trained)
+    text = (Path(__file__).resolve().parents[2] / page).read_text(encoding="utf-8")
+    (lines,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if call in b]
+    run = shutil.copytree(trained, tmp_path / "runs" / "latest", symlinks=True)
+    if form is not None:
+        assert main(["export", f"run={run}", f"format={form}"]) == 0
     shutil.copy(stripes / "lying" / "000.png", tmp_path / "rose.jpg")
-    monkeypatch.chdir(tmp_path)
+    shutil.copy(stripes / "lying" / "000.png", run / "rose.jpg")
+    monkeypatch.chdir(tmp_path if page == "README.md" else run)
+    capsys.readouterr()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit\.(load|freeze)")
-        exec(compile(lines, "README.md", "exec"), {})
+        exec(compile(lines, page, "exec"), {})
     label, probability = capsys.readouterr().out.split()
-    (answer,) = finetune.load_model(trained).predict([tmp_path / "rose.jpg"])
+    (answer,) = finetune.load_model(run).predict([tmp_path / "rose.jpg"])
     assert label == answer.label
     assert float(probability) == pytest.approx(answer.probability, abs=1e-4)

@@ -50,6 +50,19 @@ def test_a_run_that_goes_on_has_the_images_that_it_began_with(
         images_of(going_on, CONSOLE, is_main=True, looks_ahead=False)
 
 
+@pytest.mark.parametrize("key", ["class_names", "recipe"])
+def test_a_record_that_is_not_whole_is_said_to_be(
+    trained: Path, stripes: Path, tmp_path: Path, key: str
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    del record[key]
+    (run / "run.json").write_text(json.dumps(record))
+    going_on = config(stripes).model_copy(update={"resume": run})
+    with pytest.raises(RunError, match=f"run.json has no {key}; it is damaged"):
+        images_of(going_on, CONSOLE, is_main=True, looks_ahead=False)
+
+
 def test_what_an_audit_finds_stops_a_training(stripes: Path, tmp_path: Path) -> None:
     root = shutil.copytree(stripes, tmp_path / "stripes")
     shutil.copy(root / "lying" / "000.png", root / "standing" / "copy.png")

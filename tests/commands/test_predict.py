@@ -266,6 +266,10 @@ def test_an_interruption_says_how_to_go_on(
     message = capsys.readouterr().err
     assert f"Stopped after 1 rows, which are in {table}.part" in message
     assert "resume=true" in message
+    left = (tmp_path / "t.csv.part").read_bytes()
+    assert predict(trained, f"input={photos}", f"output={table}") == 2
+    assert "resume=true goes on from there, resume=false begins anew" in capsys.readouterr().err
+    assert (tmp_path / "t.csv.part").read_bytes() == left
     # One row is less than a batch: nothing is kept of it, and all is done again.
     assert predict(trained, f"input={photos}", f"output={table}", "resume=true") == 0
     assert "Going on after 0 rows" in capsys.readouterr().err

@@ -39,7 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "abstain": None,
         "augment": "none",
         "output_features": None,
-        "resume": False,
+        "resume": None,
         "processes": "auto",
         "batch_size": 32,
         "workers": 2,
@@ -119,6 +119,7 @@ def test_every_verb_keeps_its_values(verb: str, changed: Change) -> None:
         ("predict", "top_k", [0, 5], [-1, 1.5]),
         ("predict", "threshold", [None, 0.01, 0.99], [0, 1]),
         ("predict", "abstain", [None, 0.01, 1], [0, 1.1]),
+        ("predict", "resume", [None, True, False], ["perhaps", 2]),
         ("predict", "augment", ["none", "flip", "crops"], ["mirror", None]),
         ("export", "format", ["torchscript", "onnx", "backbone"], ["onx", None]),
         ("export", "layout", ["timm", "torchvision"], ["keras"]),
@@ -190,3 +191,10 @@ def test_fsdp_needs_gpus(train_config: Build, refusal: Refuse) -> None:
     message = refusal(trainer__accelerator="cpu", trainer__strategy="fsdp")
     assert message.startswith("trainer.strategy: got fsdp, which needs GPUs")
     train_config(trainer__accelerator="gpu", trainer__strategy="fsdp")
+
+
+def test_the_nearest_word_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"augment: got `flop`.*Did you mean `flip`\?$"):
+        validate(VERBS["predict"], {**SETTINGS["predict"], "augment": "flop"})
+    with pytest.raises(ConfigError, match=r"expected one of none, flip, crops\.$"):
+        validate(VERBS["predict"], {**SETTINGS["predict"], "augment": "xyzzy"})
