@@ -215,3 +215,12 @@ def test_state_dict_is_empty_and_buffers_move():
 def test_bad_settings_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         make(**changes)
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize(("height", "width"), [(500, 1), (300, 2), (64, 1), (90, 5)])
+def test_a_very_tall_image_is_a_very_wide_one_on_its_side(interpolation, height, width):
+    preprocess = make("pad", interpolation, size=32)
+    tall = noise(1, 3, height, width)
+    turned = preprocess.resize(tall.transpose(2, 3)).transpose(2, 3)
+    torch.testing.assert_close(preprocess.resize(tall), turned, atol=1e-3, rtol=0)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.data.preprocess import Preprocess
@@ -21,16 +21,11 @@ def noise(height: int, width: int, seed: int = 0, batch: int = 1) -> torch.Tenso
     return torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
 
 
-def becomes_one_column(height: int, width: int, size: int, mode: str) -> bool:
-    """Tell whether torch resizes to a width of 1, where its antialiasing looks at one row alone."""
-    return size == 1 or (mode == "pad" and size * width // max(height, width) <= 1)
-
-
 @settings(max_examples=60)
 @given(
     height=sides,
     width=sides,
-    size=st.integers(1, 80),
+    size=st.integers(2, 80),  # to 1 x 1, torch's own antialiasing is wrong
     mode=st.sampled_from(MODES),
     interpolation=st.sampled_from(INTERPOLATIONS),
     color=st.sampled_from(["rgb", "grey"]),
@@ -40,7 +35,6 @@ def becomes_one_column(height: int, width: int, size: int, mode: str) -> bool:
 def test_any_size_gives_the_numbers_of_preprocess(
     height, width, size, mode, interpolation, color, crop, seed
 ):
-    assume(not becomes_one_column(height, width, size, mode))
     preprocess = Preprocess(size, mode, crop, interpolation, MEAN, STD, color)
     graph = GraphPreprocess(preprocess)
     images = noise(height, width, seed)
@@ -91,7 +85,6 @@ def test_the_cubic_kernel_stays_within_0_and_255():
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_a_column_is_treated_like_a_row(interpolation):
-    # Against the image that lies: torch itself gets a width of 1 wrong.
     preprocess = Preprocess(32, "pad", 1.0, interpolation, MEAN, STD)
     column = noise(300, 1)
     found = GraphPreprocess(preprocess)(column)
