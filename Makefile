@@ -17,7 +17,7 @@ PYTHON ?= python3
 .ONESHELL:
 .SUFFIXES:
 
-override make.targets := help train evaluate predict export serve inspect data cache install check test bench lock clean distclean
+override make.targets := help train evaluate compare predict export serve inspect data cache install check test bench lock clean distclean
 .PHONY: $(make.targets)
 
 # Without this, `make train dataset.root= ~/flowers` trains on something else before it complains.
@@ -63,6 +63,10 @@ train: .venv/.installed ## fine-tune; without options: on handwritten digits, of
 evaluate: .venv/.installed ## measure a run on a split or on another folder
 	@export FINETUNE_PROGRAM=make
 	$(call make.run,-m finetune evaluate $(make.options))
+
+compare: .venv/.installed ## several runs, or several backbones, on the same images
+	@export FINETUNE_PROGRAM=make
+	$(call make.run,-m finetune compare $(make.options))
 
 predict: .venv/.installed ## classify a file, a folder or a pattern
 	@export FINETUNE_PROGRAM=make

@@ -16,6 +16,7 @@ CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") i
 _SUMMARIES = {
     "train": "fine-tune on a folder of labelled images",
     "evaluate": "measure a trained run on a split or on another folder",
+    "compare": "several runs, or several backbones, on the same images: one table, one page",
     "predict": "label a file, a folder or a glob of images",
     "export": "write the model as one file that needs no finetune, and check its answers",
     "serve": "answer over HTTP on this machine, with a page to drop images on",
@@ -38,6 +39,11 @@ _EXAMPLES = {
     "evaluate": (
         "finetune evaluate run=runs/latest split=test",
         "finetune evaluate run=runs/latest root=/data/other_hospital",
+    ),
+    "compare": (
+        "finetune compare runs/flowers/*",
+        "finetune compare runs/flowers/small runs/flowers/large price_per_hour=1.20",
+        "finetune compare backbones=[resnet18,resnet50] dataset.root=~/flowers",
     ),
     "predict": (
         "finetune predict run=runs/latest input=photos output=labels.csv",

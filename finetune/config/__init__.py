@@ -5,6 +5,7 @@ live here. Nothing has a default in both places: a key that a YAML file forgets 
 """
 
 from finetune.config.data import FINDINGS, AugmentationConfig, DatasetConfig
+from finetune.config.evidence import EvidenceConfig
 from finetune.config.learning import ModelConfig
 from finetune.config.types import (
     Balance,
@@ -17,6 +18,7 @@ from finetune.config.types import (
 from finetune.config.verbs import (
     VERBS,
     CacheConfig,
+    CompareConfig,
     DataConfig,
     EvaluateConfig,
     ExportConfig,
@@ -33,9 +35,11 @@ __all__ = [
     "AugmentationConfig",
     "Balance",
     "CacheConfig",
+    "CompareConfig",
     "DataConfig",
     "DatasetConfig",
     "EvaluateConfig",
+    "EvidenceConfig",
     "ExpandedPath",
     "ExportConfig",
     "ExportFormat",

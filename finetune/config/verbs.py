@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from finetune.config.data import AugmentationConfig, DatasetConfig
+from finetune.config.evidence import EvidenceConfig
 from finetune.config.learning import (
     FreezeConfig,
     HeadConfig,
@@ -16,7 +17,16 @@ from finetune.config.learning import (
     SchedulerConfig,
     TrainerConfig,
 )
-from finetune.config.types import ExpandedPath, Group, Number, SplitName, Task, Whole, Workers
+from finetune.config.types import (
+    ExpandedPath,
+    Group,
+    Number,
+    SplitName,
+    Task,
+    Whole,
+    Words,
+    Workers,
+)
 
 ExportFormat = Literal["torchscript", "onnx", "torch_export", "safetensors", "backbone"]
 
@@ -48,6 +58,7 @@ class TrainConfig(Group):
     scheduler: SchedulerConfig
     trainer: TrainerConfig
     logger: LoggerConfig | None = None  # `~logger` takes the group away
+    evidence: EvidenceConfig
     recipe: Literal["auto", "search"]
     task: Task
     cache_folder: ExpandedPath | None
@@ -89,12 +100,15 @@ class EvaluateConfig(Group):
         root: another folder of labelled images, all of which are evaluated.
         manifest: another manifest, with the columns of the one that was trained on; its paths
             begin in ``root``, or in its own folder.
-        output: where the metrics go as JSON; null for a name inside the run directory.
+        output: where the metrics go as JSON, the picture and the report beside it; null for a name
+            inside the run directory.
+        evidence: the intervals and the report; what the model was calibrated to stays.
         batch_size: images of one forward pass.
         workers: processes that decode images.
         debug: show tracebacks.
     """
 
+    evidence: EvidenceConfig
     run: ExpandedPath
     split: SplitName
     root: ExpandedPath | None
@@ -121,7 +135,10 @@ class PredictConfig(Group):
         top_k: write so many best classes, each with its probability; 0 for none.
         threshold: from this probability on, a label is given (``multilabel``), or the second of
             two classes; null for 0.5. Refused with more classes.
-        abstain: answers less probable than this are marked as abstained; null for none.
+        abstain: answers less probable than this are marked as abstained; ``auto`` takes the
+            threshold that the model was given on validation, if any; null for none.
+        sets: write the prediction set of each image: the classes that may be true, at the coverage
+            that the model was given on validation.
         augment: test-time augmentation, the mean of several views: ``none``, ``flip`` (the image
             and its mirror image) or ``crops`` (five crops and their mirror images).
         output_features: ``.parquet`` or ``.npy`` file for the features of each image; null for
@@ -143,7 +160,8 @@ class PredictConfig(Group):
     probabilities: bool
     top_k: Whole = Field(ge=0)
     threshold: Number | None = Field(gt=0, lt=1)
-    abstain: Number | None = Field(gt=0, le=1)
+    abstain: Annotated[Number, Field(gt=0, le=1)] | Literal["auto"] | None
+    sets: bool
     augment: Literal["none", "flip", "crops"]
     output_features: ExpandedPath | None
     resume: bool | None
@@ -200,6 +218,32 @@ class ServeConfig(Group):
     max_megabytes: Number = Field(gt=0, le=1000)
     max_queue: Whole = Field(ge=1)
     batch_size: Whole = Field(ge=1)
+    debug: bool
+
+
+class CompareConfig(Group):
+    """``finetune compare``: several runs beside each other, on the same images.
+
+    Attributes:
+        runs: run directories, which may also be typed without a name: ``compare runs/digits/*``.
+        backbones: trains each of these first, under one recipe and with every other word of the
+            command line (``dataset=…``), and compares the runs; not with ``runs``.
+        split: whose figures are compared; ``auto`` takes ``test`` where every run has it.
+        output: folder for ``comparison.json``, ``comparison.csv`` and ``comparison.html``.
+        resamples: of the bootstrap behind intervals and differences.
+        price_per_hour: of the machine, in any currency, for the cost of each training; null for
+            none.
+        latency: measure how long one image takes on this machine.
+        debug: show tracebacks.
+    """
+
+    runs: Annotated[list[ExpandedPath], Words] | None
+    backbones: Annotated[list[str], Words, Field(min_length=1)] | None
+    split: SplitName | Literal["auto"]
+    output: ExpandedPath
+    resamples: Whole = Field(ge=100, le=100_000)
+    price_per_hour: Annotated[Number, Field(ge=0)] | None
+    latency: bool
     debug: bool
 
 
@@ -261,6 +305,7 @@ class CacheConfig(Group):
 VERBS: Mapping[str, type[Group]] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
     "predict": PredictConfig,
     "export": ExportConfig,
     "serve": ServeConfig,

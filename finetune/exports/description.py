@@ -37,6 +37,24 @@ class Head(_Plain):
     arguments: dict[str, float | int]
 
 
+class PredictionSets(_Plain):
+    """How the classes that may be true are found; see `finetune.models.sets.prediction_sets`.
+
+    Attributes:
+        coverage: share of images whose set should hold the true class.
+        limit: largest score of a class in the set.
+        penalty: added to the score for each rank beyond ``free_ranks``.
+        free_ranks: ranks without penalty.
+        images: that the limit was chosen on.
+    """
+
+    coverage: float = Field(gt=0, lt=1)
+    limit: float = Field(ge=0, allow_inf_nan=False)
+    penalty: float = Field(ge=0, allow_inf_nan=False)
+    free_ranks: int = Field(ge=1)
+    images: int = Field(ge=1)
+
+
 class Description(_Plain):
     """What ``model.json`` holds.
 
@@ -50,6 +68,9 @@ class Description(_Plain):
         max_megapixels: larger images are refused.
         decode_policy: version of the rules of `finetune.data.decode`.
         temperature: the logits are divided by it before they become probabilities.
+        sets: how prediction sets are made; None where none were calibrated.
+        abstain_below: less probable answers are better left to a person; None where that was not
+            found out.
         weights_sha256: of the file of weights.
         metrics: of this model, by split.
         versions: of the libraries it was trained with.
@@ -65,6 +86,8 @@ class Description(_Plain):
     max_megapixels: float = Field(gt=0)
     decode_policy: Literal[1] = DECODE_POLICY
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    sets: PredictionSets | None = None
+    abstain_below: float | None = Field(None, gt=0, le=1)
     weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     metrics: dict[str, Any]
     versions: dict[str, str]

@@ -1,0 +1,43 @@
+"""Prediction sets: the classes that may be true, so many that the true one is missed rarely.
+
+Shapes: ``B`` images, ``C`` classes. One class per image alone (``multiclass``).
+"""
+
+import torch
+from torch import Tensor
+
+
+def set_scores(probabilities: Tensor, *, penalty: float, free_ranks: int) -> Tensor:
+    """Score how far down the ranking each class stands, ``[B, C]`` float64, >= 0; 0 is the best.
+
+    The score of a class is the sum of the probabilities of all classes before it, plus
+    ``penalty`` for each rank beyond ``free_ranks``. Equal probabilities rank in class order.
+
+    Args:
+        probabilities: ``[B, C]``, rows add up to 1.
+        penalty: >= 0; the larger, the fewer sets are long.
+        free_ranks: >= 1, so that the most probable class scores 0.
+
+    Source: Romano et al. 2020, "Classification with valid and adaptive coverage" (APS), without
+    its random numbers; the penalty is that of Angelopoulos et al. 2021 (RAPS).
+    """
+    numbers = probabilities.detach().cpu().double()
+    ordered, order = numbers.sort(dim=1, descending=True, stable=True)
+    before = ordered.cumsum(dim=1) - ordered
+    ranks = torch.arange(1, numbers.shape[1] + 1, dtype=torch.float64)
+    scores = before.clamp(min=0) + penalty * (ranks - free_ranks).clamp(min=0)
+    return torch.empty_like(scores).scatter_(1, order, scores)
+
+
+def prediction_sets(
+    probabilities: Tensor, *, limit: float, penalty: float, free_ranks: int
+) -> Tensor:
+    """Mark the classes that may be true: ``[B, C]`` to bool ``[B, C]``, never none of them.
+
+    Args:
+        probabilities: ``[B, C]``, rows add up to 1.
+        limit: largest score of a class in the set, >= 0.
+        penalty: see `set_scores`.
+        free_ranks: see `set_scores`.
+    """
+    return set_scores(probabilities, penalty=penalty, free_ranks=free_ranks) <= limit
