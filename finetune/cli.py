@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from finetune.compare_words import sort_words
 from finetune.config import VERBS, expand_home
 from finetune.errors import ConfigError, FinetuneError, RunError, did_you_mean
 from finetune.usage import CONF, group_options, groups, overview, verb_help
@@ -117,7 +118,10 @@ def _dispatch(words: list[str]) -> None:
             f"{verb}: no such verb, expected one of {', '.join(VERBS)}.{did_you_mean(verb, VERBS)}"
         )
     if {"-h", "--help"} & set(rest):
-        tokens, _ = _tokens(verb, [word for word in rest if word not in ("-h", "--help")])
+        words = [word for word in rest if word not in ("-h", "--help")]
+        if verb == "compare":  # whose run folders say nothing here
+            words = [word for word in words if word.startswith("config_dir=")]
+        tokens, _ = _tokens(verb, words)
         sys.stdout.write(verb_help(verb, _folder(tokens, "config_dir")))
         return
     run_verb(verb, rest)
@@ -129,13 +133,12 @@ def run_verb(verb: str, words: Sequence[str]) -> Any:
     Raises:
         FinetuneError: what is wrong, for the user.
     """
+    if verb == "compare":
+        return _compare(words)
     tokens, is_multirun = _tokens(verb, words)
     if verb == "train" and (run := _folder(tokens, "resume")) is not None:
         return _run(verb, *_resumed(run, tokens))
-    config_dir = _folder(tokens, "config_dir")
-    ours = ("config_dir", "resume") if verb == "train" else ("config_dir",)
-    tokens = [token for token in tokens if token.key not in ours]
-    tokens = _prepare(verb, tokens, config_dir, is_multirun=is_multirun)
+    tokens, config_dir = _ready(verb, tokens, is_multirun=is_multirun)
     if not is_multirun:
         return _run(verb, *_compose(verb, tokens, config_dir))
     results = []
@@ -145,17 +148,60 @@ def run_verb(verb: str, words: Sequence[str]) -> Any:
     return results
 
 
-def _run(verb: str, values: dict[str, Any], as_yaml: str) -> Any:
+def _compare(words: Sequence[str]) -> Any:
+    """Run ``compare``, whose trainings are composed and checked before the first one starts."""
+    asked = sort_words(words)
+    tokens, is_multirun = _tokens("compare", asked.own)
+    tokens, config_dir = _ready("compare", tokens, is_multirun=is_multirun)
+    for key, listed in (("runs", asked.runs), ("backbones", asked.backbones)):
+        if listed is not None:
+            tokens.append(Token("++", key, f"[{','.join(map(_quoted, listed))}]"))
+    more: dict[str, Any] = {}
+    if asked.backbones:
+        trainings = {name: asked.for_backbone(name) for name in asked.backbones}
+        more["trainings"] = {name: _training(name, own) for name, own in trainings.items()}
+    jobs = _combinations(tokens) if is_multirun else [tokens]
+    results = [_run("compare", *_compose("compare", job, config_dir), **more) for job in jobs]
+    return results if is_multirun else results[0]
+
+
+def _training(backbone: str, words: Sequence[str]) -> tuple[Any, str]:
+    """Compose and check the training of one backbone: its config, and that as YAML."""
+    tokens, _ = _tokens("train", words)
+    is_chosen = any(token.key == "model" for token in tokens)
+    choice = [Token("", "model.backbone", backbone)]
+    tokens, config_dir = _ready("train", [*tokens, *choice], is_multirun=False)
+    if not is_chosen and backbone in group_options("model", config_dir):
+        tokens.append(Token("", "model", backbone))
+    values, as_yaml = _compose("train", tokens, config_dir)
+    return _validated("train", values), as_yaml
+
+
+def _ready(
+    verb: str, tokens: Sequence[Token], *, is_multirun: bool
+) -> tuple[list[Token], Path | None]:
+    """Give the words as Hydra takes them, and the user's own folder of options."""
+    config_dir = _folder(tokens, "config_dir")
+    ours = ("config_dir", "resume") if verb == "train" else ("config_dir",)
+    tokens = [token for token in tokens if token.key not in ours]
+    return _prepare(verb, tokens, config_dir, is_multirun=is_multirun), config_dir
+
+
+def _validated(verb: str, values: Mapping[str, Any]) -> Any:
     own = VERBS[verb].model_fields
     # A dataset option also chooses what a training needs, and `inspect` has no model.
     needless = set(VERBS["train"].model_fields) - set(own)
-    config = validate(VERBS[verb], {k: v for k, v in values.items() if k not in needless})
+    return validate(VERBS[verb], {k: v for k, v in values.items() if k not in needless})
+
+
+def _run(verb: str, values: dict[str, Any], as_yaml: str, **more: Any) -> Any:
+    config = _validated(verb, values)
     gc.disable()  # torch and its friends leave no garbage, but looking for it takes a second
     try:
         command = import_module(f"finetune.commands.{verb}")
     finally:
         gc.enable()
-    return command.run(config, as_yaml)
+    return command.run(config, as_yaml, **more)
 
 
 def _tokens(verb: str, words: Sequence[str]) -> tuple[list[Token], bool]:

@@ -6,13 +6,15 @@ runs/<dataset>/<time>/
 ├── audit.json             what is wrong with the images
 ├── split.csv              path, label and split of every image
 ├── metrics.csv            one row per epoch; epoch 0 is the probe
-├── metrics.json           of the chosen weights, per split; what they were chosen from
+├── metrics.json           of the chosen weights, per split, with intervals and calibration
 ├── probe.json             strengths that were tried, and their loss
 ├── learning_rate.png  search.json     with optimizer.lr=find; with recipe=search
+├── report.html            what the model knows, where it fails, and how sure one may be
+├── label_issues.csv       labels that are probably wrong
 ├── contact_sheet.png      images as they are, and as training sees them
 ├── curves.png  confusion_matrix.png   (labels.png with task=multilabel)
 ├── predictions_val.csv    one row per validation image
-├── model.json  model.safetensors      the bundle
+├── model.json  model.safetensors  README.md   the bundle and its card
 ├── model.ts  model.ts.check.json      the export, and how it was checked
 └── checkpoints/           probe.ckpt (what fine-tuning starts from), best.ckpt, last.ckpt
 runs/latest                a link to the newest run
@@ -60,6 +62,9 @@ class RunDirectory:
         self.best_checkpoint = self.checkpoints / "best.ckpt"
         self.last_checkpoint = self.checkpoints / "last.ckpt"
         self.torchscript = path / "model.ts"
+        self.report = path / "report.html"
+        self.label_issues = path / "label_issues.csv"
+        self.card = path / "README.md"
         self.out_of_fold = path / "predictions_out_of_fold.csv"
 
     def predictions(self, split: str) -> Path:

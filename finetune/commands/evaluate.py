@@ -1,16 +1,27 @@
 """``finetune evaluate``: how good a trained run is, on its own split or on another folder."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from finetune.commands.dataset import columns_of_run, list_manifest
-from finetune.commands.measure import AnyMetrics, headline, measure, metrics_table, plot_metrics
+from finetune.commands.evidence import measure_answers
+from finetune.commands.measure import (
+    AnyMetrics,
+    answer_images,
+    headline,
+    metrics_table,
+    plot_metrics,
+    write_predictions,
+)
+from finetune.commands.report import Story, worries_of, write_story
 from finetune.config import EvaluateConfig
 from finetune.data.discover import Sample, discover_folder
 from finetune.data.split_file import read_split
-from finetune.errors import DataError, did_you_mean
+from finetune.errors import DataError, RunError, did_you_mean
 from finetune.exports.bundle import Model, load_model
 from finetune.run import RunDirectory, open_run, read_record, write_json
 from finetune.training.hardware import choose_workers
@@ -27,22 +38,46 @@ def run(config: EvaluateConfig, as_yaml: str) -> AnyMetrics:
     directory = open_run(config.run)
     model = load_model(directory.path)
     root, samples, name = _images(config, directory, model)
-    left_out: dict[str, str] = {}
-    metrics = measure(
+    answers = answer_images(
         model,
         root,
         samples,
         batch_size=config.batch_size,
         workers=choose_workers(config.workers),
-        table=directory.predictions(name),
         console=console,
-        left_out=left_out,
+        may_leave_out=True,
     )
+    write_predictions(directory.predictions(name), model, answers, samples)
+    record, known = read_record(directory), _known(directory)
+    measured = measure_answers(
+        model,
+        answers,
+        config.evidence,
+        seed=int(record.get("seed", 0)),
+        known_points=known.get("val", {}).get("operating_points"),
+    )
+    metrics, left_out = measured.metrics, answers.left_out
     output = config.output or directory.path / f"evaluation_{name}.json"
-    where = {"run": str(directory.path), "data": str(root), "left_out": left_out}
-    write_json(output, {**where, **metrics.to_dict()})
+    where = {"run": str(directory.path), "data": str(root), "left_out": dict(left_out)}
+    write_json(output, {**where, **measured.to_dict()})
     picture = output.with_suffix(".png")
     plot_metrics(metrics, picture)
+    written = [output, picture]
+    if config.evidence.report:
+        written.append(output.with_suffix(".html"))
+        story = Story(
+            run=directory,
+            record=record,
+            model=model,
+            measured={name: measured},
+            title=f"{name}, measured on {directory.path.name}",
+            dataset=f"{root}" if config.root or config.manifest else root.name,
+            monitor=str(known.get("monitor", "accuracy")).removeprefix("val_"),
+            samples={},
+            pictures=config.evidence.pictures,
+        )
+        with console.status(f"Writing {written[-1].name}"):
+            write_story(story, written[-1], worries_of(story))
     console.print(metrics_table(metrics, f"{name}, {metrics.n} images"))
     console.print(f"[bold]{escape(name)}: {escape(headline(metrics))}", soft_wrap=True)
     if left_out:
@@ -54,8 +89,22 @@ def run(config: EvaluateConfig, as_yaml: str) -> AnyMetrics:
             markup=False,
             soft_wrap=True,
         )
-    console.print(f"Written: {output}, {picture}", markup=False, highlight=False, soft_wrap=True)
+    names = ", ".join(map(str, written))
+    console.print(f"Written: {names}", markup=False, highlight=False, soft_wrap=True)
     return metrics
+
+
+def _known(directory: RunDirectory) -> dict[str, Any]:
+    """Read what the training found out; empty for a bundle without its figures."""
+    if not directory.metrics.is_file():
+        return {}
+    try:
+        known = json.loads(directory.metrics.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{directory.metrics} cannot be read: {error}") from None
+    if not isinstance(known, dict):
+        raise RunError(f"{directory.metrics} holds no figures; it is damaged.")
+    return known
 
 
 def _images(

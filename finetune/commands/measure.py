@@ -1,8 +1,11 @@
 """Measure a model on labelled images, as ``train`` and ``evaluate`` both do."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -16,30 +19,65 @@ from finetune.evaluation.metrics import Metrics, classification_metrics
 from finetune.evaluation.multilabel import MultilabelMetrics, multilabel_metrics
 from finetune.evaluation.plots import plot_confusion_matrix, plot_labels
 from finetune.exports.bundle import Model
-from finetune.models.answers import Task
+from finetune.models.answers import SEPARATOR, Task, read_answers, to_probabilities
 from finetune.prediction.predict import NOT_FINITE, Prediction, predict_images
 from finetune.prediction.writers import open_writer
 
 MAX_ROWS = 30
 """Classes that are shown on the terminal."""
 
+_CHUNK = 1000
+
 AnyMetrics = Metrics | MultilabelMetrics
 """What is measured of a model with one class per image, or with any number."""
 
 
-def measure(
+@dataclass(frozen=True)
+class Answers:
+    """What a model says about labelled images, in the order of ``samples``.
+
+    Attributes:
+        root: where the images' paths begin.
+        samples: ``N`` images that can be read.
+        targets: classes ``[N]`` int64, or with ``multilabel`` multi-hot ``[N, C]`` float32.
+        logits: ``[N, C]`` float32, before any temperature.
+        features: ``[N, F]`` float32, what the head reads.
+        left_out: path and reason of each image that cannot be read.
+    """
+
+    root: Path
+    samples: tuple[Sample, ...]
+    targets: Tensor
+    logits: Tensor
+    features: Tensor
+    left_out: Mapping[str, str]
+
+    def probabilities(self, model: Model) -> Tensor:
+        """Give ``[N, C]``, float32, at the temperature of the model."""
+        return to_probabilities(self.logits, model.description.task, model.description.temperature)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files."""
+        return [self.root / sample.path for sample in self.samples]
+
+    @property
+    def groups(self) -> list[str | None]:
+        """The group of each image, such as a patient."""
+        return [sample.group for sample in self.samples]
+
+
+def answer_images(
     model: Model,
     root: Path,
     samples: Sequence[Sample],
     *,
     batch_size: int,
     workers: int,
-    table: Path | None,
     console: Console,
-    left_out: dict[str, str] | None = None,
-    answers: dict[Path, Tensor] | None = None,
-) -> AnyMetrics:
-    """Predict labelled images and compare with their labels.
+    may_leave_out: bool = False,
+) -> Answers:
+    """Ask the model about labelled images.
 
     Args:
         model: the bundle's.
@@ -47,11 +85,8 @@ def measure(
         samples: labelled images; each label is one of the model's.
         batch_size: images of one forward pass.
         workers: decoding processes.
-        table: where the predictions go, one row per image; None for nowhere.
         console: for progress.
-        left_out: gets the path and the reason of each image that cannot be read; None for none
-            may be.
-        answers: gets the probabilities ``[C]`` of each file; None where nobody asks.
+        may_leave_out: an image that cannot be read is left out, and no error.
 
     Raises:
         DataError: there is nothing to measure on, or an image cannot be read.
@@ -59,9 +94,10 @@ def measure(
     """
     if not samples:
         raise DataError(f"{root}: there are no images to measure on.")
+    num_classes = len(model.class_names)
     predictions = predict_images(
         [root / sample.path for sample in samples],
-        model=model.probabilities,
+        model=partial(_ask, model),
         preprocess_resize=model.preprocess.resize,
         class_names=model.class_names,
         task=model.description.task,
@@ -77,30 +113,79 @@ def measure(
         transient=True,
         disable=console.quiet or not console.is_terminal,
     )
-    rows, known = [], []
+    rows = np.empty((0, 0), np.float32)
+    known: list[Sample] = []
+    left_out: dict[str, str] = {}
     for sample, prediction in zip(samples, watched, strict=True):
-        rows.append(prediction)
-        if prediction.error is None:
-            known.append((sample, prediction.probabilities))
-            if answers is not None:
-                answers[prediction.path] = torch.tensor(prediction.probabilities)
+        if prediction.features is not None:
+            if not known:
+                rows = np.empty((len(samples), len(prediction.features)), np.float32)
+            rows[len(known)] = prediction.features
+            known.append(sample)
         elif prediction.error == NOT_FINITE:
             raise FinetuneError(f"{prediction.path}: {prediction.error}.")
-        elif left_out is None:
-            raise DataError(f"{prediction.path}: {prediction.error}.")
+        elif may_leave_out:
+            left_out[sample.path] = prediction.error or ""
         else:
-            left_out[sample.path] = prediction.error
+            raise DataError(f"{prediction.path}: {prediction.error}.")
     if not known:
         raise DataError(f"{root}: none of the {len(samples)} images can be read.")
-    if table is not None:
-        _write(table, rows, model.class_names)
-    task = model.description.task
-    readable = [sample for sample, _ in known]
+    numbers = torch.from_numpy(rows[: len(known)])
+    is_multilabel = model.description.task == "multilabel"
+    return Answers(
+        root=root,
+        samples=tuple(known),
+        targets=make_targets(known, model.class_names, is_multilabel=is_multilabel),
+        logits=numbers[:, :num_classes],
+        features=numbers[:, num_classes:],
+        left_out=left_out,
+    )
+
+
+def _ask(model: Model, resized: Tensor) -> tuple[Tensor, Tensor]:
+    """Give probabilities, and logits beside pooled features, by one pass."""
+    images = model.preprocess.normalise(resized).to(model.device)
+    pooled = model.classifier.features(images.contiguous(memory_format=torch.channels_last))
+    logits = model.classifier.head(pooled)
+    probabilities = to_probabilities(logits, model.description.task)
+    return probabilities, torch.cat([logits.float(), pooled.float()], dim=1)
+
+
+def write_predictions(table: Path, model: Model, answers: Answers, order: Sequence[Sample]) -> None:
+    """Write one row per image, also of those that were left out.
+
+    Args:
+        table: the file.
+        model: whose names, task and temperature count.
+        answers: of the images that could be read.
+        order: all images.
+    """
+    probabilities = answers.probabilities(model)
+    read = iter(
+        answer
+        for start in range(0, len(probabilities), _CHUNK)
+        for answer in read_answers(
+            probabilities[start : start + _CHUNK], model.class_names, model.description.task
+        )
+    )
+    with open_writer(table, model.class_names) as writer:
+        for sample in order:
+            path = answers.root / sample.path
+            if sample.path in answers.left_out:
+                writer.write(Prediction(path, None, None, (), answers.left_out[sample.path]))
+                continue
+            answer = next(read)
+            label = SEPARATOR.join(answer.labels)
+            writer.write(Prediction(path, label, answer.probability, answer.probabilities))
+
+
+def metrics_of(model: Model, answers: Answers) -> AnyMetrics:
+    """Compare a model's answers with the labels."""
     return compute_metrics(
-        torch.tensor([probabilities for _, probabilities in known]),
-        make_targets(readable, model.class_names, is_multilabel=task == "multilabel"),
+        answers.probabilities(model),
+        answers.targets,
         model.class_names,
-        task=task,
+        task=model.description.task,
     )
 
 
@@ -177,9 +262,3 @@ def percent(value: float | None) -> str:
 def _literal(name: str) -> str:
     """Keep Rich from reading markup in a class name."""
     return name.replace("[", r"\[")
-
-
-def _write(path: Path, rows: Sequence[Prediction], class_names: Sequence[str]) -> None:
-    with open_writer(path, class_names) as writer:
-        for row in rows:
-            writer.write(row)

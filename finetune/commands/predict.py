@@ -25,6 +25,8 @@ from finetune.commands.dataset import columns_of_run
 from finetune.commands.predictor import (
     Answering,
     Work,
+    check_sets,
+    choose_abstain,
     choose_batch_size,
     choose_processes,
     open_answering,
@@ -84,6 +86,8 @@ def run(config: PredictConfig, as_yaml: str) -> Path | None:
     began = _began(config, table)
     work = _plan(config, inputs, answering, began)
     settings = _settings(config, answering, work)
+    if config.abstain == "auto" and work.abstain is None and answering.description.abstain_below:
+        console.print(_NOT_MARKED, **_PLAIN)
     paths, done = iter(inputs.paths), Done()
     if began is not None and table is not None:
         check_settings(began, settings, part=table.part)
@@ -91,7 +95,8 @@ def run(config: PredictConfig, as_yaml: str) -> Path | None:
         console.print(f"Going on after {done.rows} rows of {table.part}.", **_PLAIN)
     predictions = predict_paths(answering, work, paths)
     counts = Counts(done.rows, done.errors, done.abstained)
-    class_names, columns = answering.description.class_names, _columns(config)
+    class_names = answering.description.class_names
+    columns = Columns(config.probabilities, config.top_k, work.abstain is not None, work.sets)
     if table is None:
         writer: AbstractContextManager[PredictionWriter]
         writer = open_writer(output, class_names, columns)
@@ -106,11 +111,15 @@ def run(config: PredictConfig, as_yaml: str) -> Path | None:
         if table is not None:
             _say_how_to_go_on(table, counts, console)
         raise
-    _summarise(config, counts, counts.rows - done.rows, time.monotonic() - start, console)
+    _summarise(config, work, counts, counts.rows - done.rows, time.monotonic() - start, console)
     return config.output
 
 
 _PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+_NOT_MARKED = (
+    "No answer is marked as abstained: the model's own threshold was found with neither threshold "
+    "nor augment. To mark some, use abstain=PROBABILITY."
+)
 
 
 def _check_files(config: PredictConfig) -> Path | None:
@@ -176,7 +185,13 @@ def _find_inputs(config: PredictConfig) -> Inputs:
 def _plan(
     config: PredictConfig, inputs: Inputs, answering: Answering, began: dict[str, Any] | None
 ) -> Work:
-    """Settle what is ``auto``; a table that goes on keeps its batch size."""
+    """Settle what is ``auto``; a table that goes on keeps its batch size.
+
+    Raises:
+        ConfigError: prediction sets are asked of a model that has none.
+    """
+    if config.sets:
+        check_sets(config.run, answering.description, config.augment)
     batch_size = config.batch_size
     if batch_size == "auto":
         known = (began or {}).get("batch_size")
@@ -193,15 +208,17 @@ def _plan(
         augment=config.augment,
         features=config.output_features is not None,
         threshold=config.threshold,
-        abstain=config.abstain,
+        abstain=choose_abstain(
+            config.abstain,
+            answering.description,
+            threshold=config.threshold,
+            augment=config.augment,
+        ),
+        sets=config.sets,
         batch_size=batch_size,
         workers=workers_of_each(config.workers, batches, processes),
         processes=processes,
     )
-
-
-def _columns(config: PredictConfig) -> Columns:
-    return Columns(config.probabilities, config.top_k, config.abstain is not None)
 
 
 def _settings(config: PredictConfig, answering: Answering, work: Work) -> dict[str, Any]:
@@ -211,7 +228,8 @@ def _settings(config: PredictConfig, answering: Answering, work: Work) -> dict[s
         "probabilities": config.probabilities,
         "top_k": config.top_k,
         "threshold": config.threshold,
-        "abstain": config.abstain,
+        "abstain": work.abstain,
+        "sets": config.sets,
         "augment": config.augment,
         "batch_size": work.batch_size,
     }
@@ -270,12 +288,17 @@ def _say_how_to_go_on(table: PartialTable, counts: Counts, console: Console) -> 
 
 
 def _summarise(
-    config: PredictConfig, counts: Counts, rows: int, seconds: float, console: Console
+    config: PredictConfig,
+    work: Work,
+    counts: Counts,
+    rows: int,
+    seconds: float,
+    console: Console,
 ) -> None:
     noun = "row" if counts.rows == 1 else "rows"
     where = f" to {config.output}" if config.output else ""
     parts = [f"{counts.rows} {noun}{where}, {rows / max(seconds, 1e-9):,.0f} images/s"]
-    if config.abstain is not None:
+    if work.abstain is not None:
         parts.append(f"{counts.abstained} abstained")
     if counts.errors:
         parts.append(f"{counts.errors} of them unreadable (see the column `error`)")

@@ -1,9 +1,12 @@
 """What ``predict`` answers with: a bundle or an exported file, in one process or in several."""
 
+import hashlib
+import json
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +33,7 @@ class Answering:
 
     Attributes:
         description: what the model says about itself.
-        identity: a SHA-256 that another model does not have.
+        identity: a SHA-256 that a model with other weights or another calibration does not have.
         num_features: width of its features; 0 where it gives none.
         answer: for `finetune.prediction.predict.predict_images`.
         resize: the same.
@@ -54,6 +57,7 @@ class Work:
         features: give features too.
         threshold: see `finetune.prediction.decision`.
         abstain: the same.
+        sets: give prediction sets too.
         batch_size: images of one forward pass.
         workers: decoding processes of each process.
         processes: that each run the model.
@@ -65,6 +69,7 @@ class Work:
     features: bool
     threshold: float | None
     abstain: float | None
+    sets: bool
     batch_size: int
     workers: int
     processes: int
@@ -83,7 +88,7 @@ def open_answering(run: Path, *, trust: bool, augment: Augment, features: bool) 
         model = load_model(run)
         return Answering(
             model.description,
-            model.description.weights_sha256,
+            _identify(model.description),
             describe_backbone(model.classifier.backbone).num_features,
             partial(_ask_bundle, model, augment, features),
             model.preprocess.resize,
@@ -99,6 +104,61 @@ def open_answering(run: Path, *, trust: bool, augment: Augment, features: bool) 
             )
     exported = load_exported(run, trust=trust)
     return Answering(exported.description, sha256_of(run), 0, exported.probabilities, _as_it_is)
+
+
+def _identify(description: Description) -> str:
+    """Hash what the answers of a bundle depend on, and may be written anew."""
+    values = description.model_dump(include={"weights_sha256", "temperature", "sets"})
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def choose_abstain(
+    abstain: float | Literal["auto"] | None,
+    description: Description,
+    *,
+    threshold: float | None,
+    augment: Augment,
+) -> float | None:
+    """Give the probability below which an answer is marked; None for no abstention.
+
+    The model's own was found without a threshold and on one view of each image. A threshold gives
+    answers that are improbable on purpose, and the mean of several views is less extreme than one:
+    with either, ``auto`` marks none.
+
+    Args:
+        abstain: as asked.
+        description: of the model.
+        threshold: as asked.
+        augment: as asked.
+    """
+    if abstain != "auto":
+        return abstain
+    return description.abstain_below if threshold is None and augment == "none" else None
+
+
+def check_sets(run: Path, description: Description, augment: Augment) -> None:
+    """Refuse prediction sets that a model does not have, or whose coverage would not hold.
+
+    Raises:
+        ConfigError: says what to do.
+    """
+    if description.task == "multilabel":
+        raise ConfigError(
+            f"sets: got true, but {run} gives any number of labels to an image; prediction sets "
+            "are for one class per image. Use sets=false: the columns p_<class> have the "
+            "probability of each label."
+        )
+    if description.sets is None:
+        raise ConfigError(
+            f"sets: got true, but {run} has no prediction sets: it was trained with evidence=none, "
+            "on too few validation images, or by an older finetune. Train it again with "
+            "evidence=full, or use sets=false."
+        )
+    if augment != "none":
+        raise ConfigError(
+            f"sets: got true with augment={augment}, but the coverage was found on one view of "
+            "each image. Use augment=none, or sets=false."
+        )
 
 
 def choose_batch_size(run: Path, image_size_px: int) -> int:
@@ -182,6 +242,7 @@ def _predictor(answering: Answering, work: Work) -> Predictor:
         max_megapixels=description.max_megapixels,
         threshold=work.threshold,
         abstain=work.abstain,
+        sets=description.sets.read if work.sets and description.sets else None,
     )
 
 

@@ -9,8 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from finetune.cache import find_cache
-from finetune.commands.components import build_balance, monitor_key
+from finetune.commands.components import BalanceTerms, build_balance, monitor_key
 from finetune.commands.dataset import sets_of_copies
+from finetune.commands.label_issues import find_issues, write_issues
 from finetune.commands.setup import Setup
 from finetune.config import TrainConfig, settled
 from finetune.data.audit import Audit
@@ -33,7 +34,7 @@ from finetune.training.features import compute_features
 from finetune.training.hardware import choose_workers, forward_batch_size
 from finetune.training.losses import image_losses
 from finetune.training.module import FineTuning
-from finetune.training.probe import Probe, fit_probe
+from finetune.training.probe import Probe, fit_probe, out_of_fold_probabilities
 
 
 def start_from_probe(setup: Setup) -> None:
@@ -49,12 +50,13 @@ def start_from_probe(setup: Setup) -> None:
     val = _features(setup, cache, data.val, "val")
     computed = time.monotonic()
     balance = build_balance(config, setup.folder, weighs_for_sampler=True)
+    groups = _groups(setup.folder, setup.audit, config.seed)
     probe = fit_probe(
         train.rows,
         data.train.targets,
         num_classes=len(module.class_names),
         task=config.task,
-        groups=_groups(setup.folder, setup.audit, config.seed),
+        groups=groups,
         seed=config.seed,
         class_weights=balance.class_weights,
         log_priors=balance.log_priors,
@@ -76,8 +78,43 @@ def start_from_probe(setup: Setup) -> None:
         f"{values[monitor]:.4f} on val.",
         *cache.notes,
     ]
+    if config.evidence.report:
+        lines += _doubt_labels(setup, train.rows, probe, groups, balance)
     setup.console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     setup.epochs.start(values, settled(config.trainer.epochs))
+
+
+def train_features(setup: Setup) -> Tensor:
+    """Give the features of the training images, ``[N, F]``, most of them from the cache."""
+    assert setup.data.resized_train is not None  # noqa: S101 - for mypy; `build_data` gives it
+    return _features(setup, _open_cache(setup), setup.data.resized_train, "train").rows
+
+
+def _doubt_labels(
+    setup: Setup, features: Tensor, probe: Probe, groups: Sequence[int], balance: BalanceTerms
+) -> list[str]:
+    """List the training images that look more like another class; say how many."""
+    samples, targets = setup.folder.of_split("train"), setup.data.train.targets
+    names, task = setup.folder.class_names, setup.config.task
+    probabilities = out_of_fold_probabilities(
+        features,
+        targets,
+        num_classes=len(names),
+        task=task,
+        strength=probe.strength,
+        groups=groups,
+        seed=setup.config.seed,
+        class_weights=balance.class_weights,
+        log_priors=balance.log_priors,
+    )
+    issues = find_issues(samples, targets, probabilities, names, task=task, split="train")
+    write_issues(setup.run.label_issues, issues)
+    if not issues.rows:
+        return []
+    return [
+        f"Labels: {len(issues.rows)} of {len(samples):,} training images look more like another "
+        f"class than like their own; see {setup.run.label_issues.name}."
+    ]
 
 
 def put_into_head(module: FineTuning, probe: Probe) -> None:

@@ -75,22 +75,28 @@ def run(config: ServeConfig, as_yaml: str) -> None:
 
 def as_served(model: Model) -> "Served":
     """Give the server what it needs of a model."""
+    from finetune.models.explain import class_activation_map
     from finetune.serving.answering import Served
-    from finetune.serving.explain import class_activation_map
 
     def heat(image: Tensor, class_index: int) -> Tensor:
         normalised = model.preprocess.normalise(image).to(model.device)
         network = model.classifier
         return class_activation_map(network.backbone, network.head, normalised, class_index)
 
+    description = model.description
+    sets = description.sets
     return Served(
         probabilities=model.probabilities,
         resize=model.preprocess.resize,
         heat=heat,
         class_names=model.class_names,
-        task=model.description.task,
-        max_megapixels=model.description.max_megapixels,
-        model_sha256=model.description.weights_sha256,
+        task=description.task,
+        temperature=description.temperature,
+        abstain_below=description.abstain_below,
+        coverage=None if sets is None else sets.coverage,
+        read_sets=None if sets is None else sets.read,
+        max_megapixels=description.max_megapixels,
+        model_sha256=description.weights_sha256,
         versions=versions(),
     )
 

@@ -21,6 +21,7 @@ from finetune.commands.components import (
 from finetune.commands.dataset import data_name
 from finetune.commands.folds import OpenRun
 from finetune.commands.images import images_of, parent_run
+from finetune.commands.live_curves import LiveCurves
 from finetune.commands.loaders import build_data
 from finetune.commands.recipe import fill_in, settle_recipe
 from finetune.commands.settle import settle
@@ -138,6 +139,7 @@ def prepare(config: TrainConfig, open_folds: OpenRun | None) -> Setup:
         monitor=monitor_key(config),
         mode=monitor_mode(config),
         console=console,
+        on_row=LiveCurves(run),
     )
     return Setup(
         config=config,

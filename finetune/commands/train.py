@@ -96,7 +96,7 @@ def train_once(
         return None
     if setup.hardware.strategy == "fsdp":
         setup = setup.with_new_network()
-    result = finish(setup, choose_weights(setup))
+    result = finish(setup, choose_weights(setup), started)
     say_what_is_there(setup, result, time.monotonic() - started)
     return result
 

@@ -136,9 +136,11 @@ class PredictConfig(Group):
         threshold: from this probability on, a label is given (``multilabel``), or the second of
             two classes; null for 0.5. Refused with more classes.
         abstain: answers less probable than this are marked as abstained; ``auto`` takes the
-            threshold that the model was given on validation, if any; null for none.
+            threshold that the model was given on validation, if any, and none with ``threshold``
+            or ``augment``, without which it was found; null for none.
         sets: write the prediction set of each image: the classes that may be true, at the coverage
-            that the model was given on validation.
+            that the model was given on validation. Not with ``augment``, without which it was
+            found. The class that a ``threshold`` gives may lie outside.
         augment: test-time augmentation, the mean of several views: ``none``, ``flip`` (the image
             and its mirror image) or ``crops`` (five crops and their mirror images).
         output_features: ``.parquet`` or ``.npy`` file for the features of each image; null for

@@ -64,6 +64,10 @@ class ImageFolder:
     samples: tuple[Sample, ...]
     skipped: tuple[Skipped, ...]
 
+    def of_split(self, split: str) -> tuple[Sample, ...]:
+        """Give the samples of one split, in order."""
+        return tuple(sample for sample in self.samples if sample.split == split)
+
 
 def discover_folder(root: Path, *, min_classes: int = 2) -> ImageFolder:
     """List the labelled images of a folder.

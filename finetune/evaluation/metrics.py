@@ -12,12 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_confusion_matrix,
-)
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from finetune.errors import DataError, FinetuneError
+from finetune.evaluation.reliability import expected_calibration_error
 from finetune.evaluation.scores import (
     ClassMetrics,
     Counts,
@@ -37,12 +35,12 @@ _SUM_TOLERANCE = 0.02
 class Metrics:
     """How good a classifier is on ``n`` labelled images.
 
-    Every score is a fraction in [0, 1], ``None`` where undefined. ``log_loss`` is in nats per
-    image, >= 0.
+    Every score is a fraction in [0, 1] where nothing else is said, ``None`` where undefined.
 
     Attributes:
         accuracy: share of images whose most probable class is the true one.
         top5_accuracy: the same among the five most probable; ``None`` up to five classes.
+            Equal probabilities rank in class order.
         balanced_accuracy: mean recall over the classes present.
         macro_precision: mean precision over the classes present and predicted at least once.
         macro_recall: equal to ``balanced_accuracy``; both names are common.
@@ -50,8 +48,17 @@ class Metrics:
         auroc: two classes: of the second class. More: macro one-versus-rest mean over the
             classes that have both positives and negatives.
         mean_average_precision: macro one-versus-rest mean over the same classes, also of two.
-        log_loss: mean of -log p(true class); p is clipped to 2.2e-16, so that one certain
-            mistake costs 36 nats and not infinity.
+        log_loss: mean of -log p(true class), in nats per image, >= 0; p is clipped to 2.2e-16,
+            so that one certain mistake costs 36 nats and not infinity.
+        brier_score: mean over the images of the squared distance between the probabilities and
+            the truth (1 for the true class, else 0), summed over the classes: 0 is perfect, 2 is
+            certain and wrong everywhere. Of two classes, others report half of it.
+        expected_calibration_error: see `finetune.evaluation.reliability`.
+        cohen_kappa: agreement beyond chance, in [-1, 1]; 0 is chance. ``None`` where truth and
+            prediction are one and the same class throughout, as chance is then certain.
+        matthews_correlation: correlation of truth and prediction, in [-1, 1]; 0 is chance.
+            ``None`` where all images have one true class or one predicted class: a constant
+            correlates with nothing (scikit-learn says 0).
         positive_class: two classes: the second name, the one that ``sensitivity`` is about.
         sensitivity: two classes: recall of ``positive_class``.
         specificity: two classes: recall of the other class.
@@ -71,6 +78,10 @@ class Metrics:
     auroc: float | None
     mean_average_precision: float | None
     log_loss: float
+    brier_score: float
+    expected_calibration_error: float
+    cohen_kappa: float | None
+    matthews_correlation: float | None
     positive_class: str | None
     sensitivity: float | None
     specificity: float | None
@@ -117,9 +128,7 @@ def classification_metrics(
         n=n,
         accuracy=int(tp.sum()) / n,
         top5_accuracy=(
-            multiclass_accuracy(probabilities, labels, num_classes, "micro", top_k=5).item()
-            if num_classes > 5
-            else None
+            float(are_in_top5(probabilities, labels).double().mean()) if num_classes > 5 else None
         ),
         balanced_accuracy=number(scores.recall.nanmean()),
         macro_precision=number(scores.precision[is_present].nanmean()),
@@ -127,7 +136,11 @@ def classification_metrics(
         macro_f1=number(scores.f1.nanmean()),
         auroc=number(aurocs[1] if is_binary else aurocs.nanmean()),
         mean_average_precision=number(precisions.nanmean()),
-        log_loss=_log_loss(probabilities, labels),
+        log_loss=float(log_losses(probabilities, labels).mean()),
+        brier_score=float((probabilities - is_true.double()).square().sum(1).mean()),
+        expected_calibration_error=expected_calibration_error(probabilities, labels, "multiclass"),
+        cohen_kappa=number(cohen_kappa(counts)),
+        matthews_correlation=number(matthews_correlation(counts)),
         positive_class=class_names[1] if is_binary else None,
         sensitivity=number(scores.recall[1]) if is_binary else None,
         specificity=number(scores.specificity[1]) if is_binary else None,
@@ -136,6 +149,50 @@ def classification_metrics(
         per_class=describe_classes(class_names, counts, aurocs, precisions),
         confusion_matrix=tuple(tuple(row) for row in confusion.tolist()),
     )
+
+
+def log_losses(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Give -log p(true class) of each image in nats: ``[N, C]`` and ``[N]`` to ``[N]``."""
+    of_true = probabilities.gather(1, labels.long().unsqueeze(1)).squeeze(1)
+    return -of_true.clamp(torch.finfo(torch.float64).eps, 1).log()
+
+
+def are_in_top5(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Tell whose true class is among the five most probable: ``[N, C]`` and ``[N]`` to ``[N]``."""
+    true_class = labels.long().unsqueeze(1)
+    of_true = probabilities.gather(1, true_class)
+    is_earlier = torch.arange(probabilities.shape[1]) < true_class
+    is_before = (probabilities > of_true) | ((probabilities == of_true) & is_earlier)
+    return is_before.sum(1) < 5
+
+
+def cohen_kappa(counts: Counts) -> Tensor:
+    """Give the agreement beyond chance; ``[C, ...]`` to ``[...]``, NaN where undefined.
+
+    Source: Cohen 1960, "A coefficient of agreement for nominal scales".
+    """
+    images, right, truth, given = _margins(counts)
+    by_chance = (truth * given).sum(0)
+    return (images * right - by_chance) / (images.square() - by_chance)
+
+
+def matthews_correlation(counts: Counts) -> Tensor:
+    """Give the correlation of truth and prediction; ``[C, ...]`` to ``[...]``, NaN: undefined.
+
+    Source: Gorodkin 2004, "Comparing two K-category assignments by a K-category correlation
+    coefficient"; of two classes it is Matthews' (1975).
+    """
+    images, right, truth, given = _margins(counts)
+    spread_of_truth = images.square() - truth.square().sum(0)
+    spread_of_given = images.square() - given.square().sum(0)
+    covariance = images * right - (truth * given).sum(0)
+    return covariance / (spread_of_truth.sqrt() * spread_of_given.sqrt())
+
+
+def _margins(counts: Counts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Count all images, those that are right, and those of each class by truth and prediction."""
+    tp, fp, fn, tn = (value.double() for value in counts)
+    return (tp + fp + fn + tn)[0], tp.sum(0), tp + fn, tp + fp
 
 
 def _check(probabilities: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
@@ -167,11 +224,6 @@ def _check(probabilities: Tensor, labels: Tensor, class_names: Sequence[str]) ->
     is_sum_one = ((probabilities.sum(1) - 1).abs() < _SUM_TOLERANCE).all()
     if not is_sum_one or probabilities.min() < 0:
         raise ValueError("probabilities: rows do not sum to one; pass logits through softmax.")
-
-
-def _log_loss(probabilities: Tensor, labels: Tensor) -> float:
-    of_true = probabilities.gather(1, labels.long().unsqueeze(1))
-    return float(-of_true.clamp(torch.finfo(torch.float64).eps, 1).log().mean())
 
 
 def _names_where(mask: Tensor, class_names: Sequence[str]) -> tuple[str, ...]:

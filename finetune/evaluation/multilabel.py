@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from finetune.errors import DataError, FinetuneError
+from finetune.evaluation.reliability import expected_calibration_error
 from finetune.evaluation.scores import (
     ClassMetrics,
     class_aurocs,
@@ -29,15 +31,21 @@ from finetune.models.answers import as_hot, decide
 class MultilabelMetrics:
     """How good a classifier is on ``n`` images with any number of labels.
 
-    Every score is a fraction in [0, 1], ``None`` where undefined.
+    Every score is a fraction in [0, 1] where nothing else is said, ``None`` where undefined.
 
     Attributes:
         exact_match: share of images with all labels right.
         hamming_accuracy: share of right answers among all pairs of an image and a label.
+        macro_precision: mean precision over the labels present and given at least once.
+        macro_recall: mean recall over the labels present.
         macro_f1: mean F1 over the labels present.
         micro_f1: F1 of all pairs together.
         mean_average_precision: mean over the labels that have both positives and negatives.
         auroc: mean over the same labels.
+        log_loss: mean over all pairs of -log of the probability of the truth, in nats, >= 0;
+            the probability is clipped to 2.2e-16.
+        brier_score: mean over all pairs of the squared difference between probability and truth.
+        expected_calibration_error: see `finetune.evaluation.reliability`.
         absent_classes: names of labels that no image shows.
         per_class: one row per label, in class order.
     """
@@ -45,10 +53,15 @@ class MultilabelMetrics:
     n: int
     exact_match: float
     hamming_accuracy: float
+    macro_precision: float | None
+    macro_recall: float | None
     macro_f1: float | None
     micro_f1: float | None
     mean_average_precision: float | None
     auroc: float | None
+    log_loss: float
+    brier_score: float
+    expected_calibration_error: float
     absent_classes: tuple[str, ...]
     per_class: tuple[ClassMetrics, ...]
 
@@ -86,13 +99,24 @@ def multilabel_metrics(
         n=len(targets),
         exact_match=float((is_given == is_true).all(1).double().mean()),
         hamming_accuracy=float((is_given == is_true).double().mean()),
+        macro_precision=number(scores.precision[counts.tp + counts.fn > 0].nanmean()),
+        macro_recall=number(scores.recall.nanmean()),
         macro_f1=number(scores.f1.nanmean()),
         micro_f1=number(class_scores(together).f1[0]),
         mean_average_precision=number(precisions.nanmean()),
         auroc=number(aurocs.nanmean()),
+        log_loss=float(pair_log_losses(probabilities, is_true).mean()),
+        brier_score=float((probabilities - is_true.double()).square().mean()),
+        expected_calibration_error=expected_calibration_error(probabilities, targets, "multilabel"),
         absent_classes=tuple(row.name for row in per_class if not row.support),
         per_class=per_class,
     )
+
+
+def pair_log_losses(probabilities: Tensor, is_true: Tensor) -> Tensor:
+    """Give -log of the probability of each truth, in nats: both ``[N, C]`` to ``[N, C]``."""
+    of_truth = torch.where(is_true, probabilities, 1 - probabilities)
+    return -of_truth.clamp(torch.finfo(torch.float64).eps, 1).log()
 
 
 def _check(probabilities: Tensor, targets: Tensor, class_names: Sequence[str]) -> None:

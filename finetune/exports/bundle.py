@@ -12,23 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import PIL.Image
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from finetune.data.decode import decode_image, image_to_rgb
 from finetune.data.preprocess import Preprocess
-from finetune.errors import DataError, FinetuneError, ImageError, ModelError
+from finetune.errors import DataError, FinetuneError, ModelError
 from finetune.exports.description import (
     FORMAT_VERSION,
     Backbone,
     Description,
     Head,
+    PredictionSets,
+    check_description,
     read_description,
 )
+from finetune.exports.images import ImageLike, as_tensor
 from finetune.exports.interface import JSON_NAME
 from finetune.models.answers import SEPARATOR, Task, read_answers, to_probabilities
 from finetune.models.backbones import create_backbone, describe_backbone
@@ -37,8 +38,6 @@ from finetune.models.heads import create_head
 from finetune.run import replacing, write_json
 
 WEIGHTS_NAME = "model.safetensors"
-
-ImageLike = str | os.PathLike[str] | npt.NDArray[np.uint8] | PIL.Image.Image | Tensor
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,17 @@ class Probabilities:
             all with a probability of at least 0.5, in class order, perhaps none.
         probability: that these are right and no others; see `finetune.models.answers`.
         probabilities: of every class, by name; with ``multiclass`` they add up to 1.
+        abstained: whether the answer is so improbable that it is better left to a person; None
+            where the model has no threshold for that.
+        prediction_set: the classes that may be true, the most probable first; None where the
+            model has no sets.
     """
 
     labels: tuple[str, ...]
     probability: float
     probabilities: dict[str, float]
+    abstained: bool | None = None
+    prediction_set: tuple[str, ...] | None = None
 
     @property
     def label(self) -> str:
@@ -117,14 +122,28 @@ class Model:
         answers: list[Probabilities] = []
         for start in range(0, len(images), batch_size):
             batch = [self._resized(image) for image in images[start : start + batch_size]]
-            numbers = self.probabilities(torch.cat(batch))
-            for answer in read_answers(numbers, self.class_names, self.description.task):
-                named = dict(zip(self.class_names, answer.probabilities, strict=True))
-                answers.append(Probabilities(answer.labels, answer.probability, named))
+            answers += self._read(self.probabilities(torch.cat(batch)))
         return answers
 
+    def _read(self, numbers: Tensor) -> list[Probabilities]:
+        names, description = self.class_names, self.description
+        below = description.abstain_below
+        sets = description.sets.read(numbers, names) if description.sets else [None] * len(numbers)
+        return [
+            Probabilities(
+                answer.labels,
+                answer.probability,
+                dict(zip(names, answer.probabilities, strict=True)),
+                None if below is None else answer.probability < below,
+                prediction_set,
+            )
+            for answer, prediction_set in zip(
+                read_answers(numbers, names, description.task), sets, strict=True
+            )
+        ]
+
     def _resized(self, image: ImageLike) -> Tensor:
-        return self.preprocess.resize(_as_tensor(image, self.description.max_megapixels))
+        return self.preprocess.resize(as_tensor(image, self.description.max_megapixels))
 
 
 def save_bundle(
@@ -183,10 +202,37 @@ def save_bundle(
 
 def add_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Write the metrics of a saved bundle, by split, into its ``model.json``."""
-    description = read_description(folder / JSON_NAME)
-    write_json(
-        folder / JSON_NAME, description.model_copy(update={"metrics": dict(metrics)}).model_dump()
-    )
+    _rewrite(folder, metrics=dict(metrics))
+
+
+def set_evidence(
+    folder: Path,
+    *,
+    temperature: float,
+    sets: PredictionSets | None,
+    abstain_below: float | None,
+) -> None:
+    """Write what a saved bundle was calibrated to into its ``model.json``.
+
+    Args:
+        folder: of the bundle.
+        temperature: the logits are divided by it, > 0; 1 leaves them as they are.
+        sets: how prediction sets are made; None for none.
+        abstain_below: less probable answers are better left to a person, in (0, 1]; None for none.
+
+    Raises:
+        ModelError: a value lies outside its range, or ``model.json`` cannot be read; it stays as
+            it was.
+    """
+    # As plain values, which are checked; an instance would be taken as it is.
+    values = None if sets is None else sets.model_dump()
+    _rewrite(folder, temperature=temperature, sets=values, abstain_below=abstain_below)
+
+
+def _rewrite(folder: Path, **changes: Any) -> None:
+    path = folder / JSON_NAME
+    values = {**read_description(path).model_dump(), **changes}
+    write_json(path, check_description(values, str(path)).model_dump())
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:
@@ -260,25 +306,3 @@ def sha256_of(path: Path) -> str:
     """Hash a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _as_tensor(image: ImageLike, max_megapixels: float) -> Tensor:
-    if isinstance(image, Tensor):
-        if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape or image.dtype != torch.uint8:
-            got = f"{list(image.shape)} {image.dtype}"
-            raise DataError(f"predict: got a tensor {got}, expected uint8 [3, H, W].")
-        return image.cpu()
-    if isinstance(image, np.ndarray):
-        array = image
-    elif isinstance(image, PIL.Image.Image):
-        # The same rules for modes, alpha and orientation as for files.
-        array = image_to_rgb(image)
-    else:
-        try:
-            array = decode_image(Path(image), max_megapixels=max_megapixels)
-        except (ImageError, OSError) as error:
-            raise DataError(f"{image} cannot be read: {error}") from None
-    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape or array.dtype != np.uint8:
-        got = f"{list(array.shape)} {array.dtype}"
-        raise DataError(f"predict: got an array {got}, expected uint8 [H, W, 3].")
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))

@@ -1,13 +1,23 @@
 """What ``model.json`` holds: plain values, checked one by one."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from torch import Tensor
 
 from finetune.errors import ModelError
 from finetune.models.answers import Task
+from finetune.models.sets import read_sets
 
 FORMAT_VERSION = 1
 DECODE_POLICY: Literal[1] = 1
@@ -51,8 +61,18 @@ class PredictionSets(_Plain):
     coverage: float = Field(gt=0, lt=1)
     limit: float = Field(ge=0, allow_inf_nan=False)
     penalty: float = Field(ge=0, allow_inf_nan=False)
-    free_ranks: int = Field(ge=1)
+    free_ranks: int = Field(ge=1, le=MAX_CLASSES)
     images: int = Field(ge=1)
+
+    def read(self, probabilities: Tensor, class_names: Sequence[str]) -> list[tuple[str, ...]]:
+        """Name the classes that may be true; see `finetune.models.sets.read_sets`."""
+        return read_sets(
+            probabilities,
+            class_names,
+            limit=self.limit,
+            penalty=self.penalty,
+            free_ranks=self.free_ranks,
+        )
 
 
 class Description(_Plain):
@@ -92,6 +112,15 @@ class Description(_Plain):
     metrics: dict[str, Any]
     versions: dict[str, str]
     command: str
+
+    @field_validator("sets")
+    @classmethod
+    def _of_one_class_per_image(
+        cls, sets: PredictionSets | None, info: ValidationInfo
+    ) -> PredictionSets | None:
+        if sets is not None and info.data.get("task") == "multilabel":
+            raise ValueError("prediction sets are for one class per image")
+        return sets
 
     @field_validator("preprocessing")
     @classmethod

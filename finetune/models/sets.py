@@ -3,6 +3,8 @@
 Shapes: ``B`` images, ``C`` classes. One class per image alone (``multiclass``).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -41,3 +43,29 @@ def prediction_sets(
         free_ranks: see `set_scores`.
     """
     return set_scores(probabilities, penalty=penalty, free_ranks=free_ranks) <= limit
+
+
+def read_sets(
+    probabilities: Tensor,
+    class_names: Sequence[str],
+    *,
+    limit: float,
+    penalty: float,
+    free_ranks: int,
+) -> list[tuple[str, ...]]:
+    """Name the classes that may be true, a set per image; the most probable class comes first.
+
+    Args:
+        probabilities: ``[B, C]``, rows add up to 1.
+        class_names: ``C`` names; of equal probabilities, the first comes first.
+        limit: see `prediction_sets`.
+        penalty: see `set_scores`.
+        free_ranks: see `set_scores`.
+    """
+    numbers = probabilities.detach().cpu()
+    marked = prediction_sets(numbers, limit=limit, penalty=penalty, free_ranks=free_ranks)
+    order = numbers.argsort(dim=1, descending=True, stable=True)
+    return [
+        tuple(class_names[index] for index in ranked[may_be].tolist())
+        for ranked, may_be in zip(order, marked.gather(1, order), strict=True)
+    ]

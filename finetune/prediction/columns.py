@@ -1,7 +1,8 @@
 r"""What a table of predictions has in each row, and how any text becomes valid UTF-8 in it.
 
-Columns: ``path``, ``label``, ``probability``; ``abstained`` where that is asked; ``label_1``,
-``probability_1`` and so on for the best classes; one ``p_<class>`` per class; ``error``.
+Columns: ``path``, ``label``, ``probability``; ``abstained`` and ``prediction_set`` where
+these are asked; ``label_1``, ``probability_1`` and so on for the best classes; one ``p_<class>``
+per class; ``error``.
 """
 
 import re
@@ -19,11 +20,13 @@ class Columns:
         probabilities: one for each class.
         top_k: so many best classes, each with its probability; at most all.
         abstained: whether the answer was too improbable.
+        prediction_set: the classes that may be true.
     """
 
     probabilities: bool = True
     top_k: int = 0
     abstained: bool = False
+    prediction_set: bool = False
 
 
 ALL_CLASSES = Columns()

@@ -3,8 +3,12 @@
 Without a threshold, `finetune.models.answers` decides. With one, ``multilabel`` gives each label
 that is at least so probable; of two classes, the second is given where it is at least so probable,
 else the first. More classes have no threshold: there, the most probable one is given.
+
+A prediction set knows nothing of the threshold: it holds the classes that are probable enough, and
+the class that a threshold gives may lie outside.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +16,9 @@ from torch import Tensor
 
 from finetune.errors import ConfigError
 from finetune.models.answers import Answer, Task, read_answers
+
+SetReader = Callable[[Tensor, Sequence[str]], list[tuple[str, ...]]]
+"""Probabilities ``[B, C]`` and ``C`` names to the classes that may be true, image by image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +30,7 @@ class Decision:
         task: what the probabilities mean.
         threshold: of a label, in (0, 1); None for what `finetune.models.answers` does.
         abstain: less probable answers are marked, in (0, 1]; None marks none.
+        sets: how the classes that may be true are found; None where nobody asked.
 
     Raises:
         ConfigError: there is a threshold for more than two classes.
@@ -32,6 +40,7 @@ class Decision:
     task: Task
     threshold: float | None = None
     abstain: float | None = None
+    sets: SetReader | None = None
 
     def __post_init__(self) -> None:
         """Refuse a threshold that means nothing."""
@@ -76,3 +85,12 @@ def read_decided(probabilities: Tensor, decision: Decision) -> list[Answer]:
             given.tolist(), certainty.tolist(), numbers.tolist(), strict=True
         )
     ]
+
+
+def read_decided_sets(
+    probabilities: Tensor, decision: Decision
+) -> Sequence[tuple[str, ...] | None]:
+    """Name the classes that may be true of ``[B, C]``; None for each image where nobody asked."""
+    if decision.sets is None:
+        return [None] * len(probabilities)
+    return decision.sets(probabilities, decision.class_names)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from finetune.data.decode import decode_image
 from finetune.errors import ConfigError, FinetuneError, ImageError
 from finetune.models.answers import SEPARATOR, Answer, Task
-from finetune.prediction.decision import Decision, read_decided
+from finetune.prediction.decision import Decision, SetReader, read_decided, read_decided_sets
 
 NOT_FINITE = "the model answered with NaN or infinity"
 """The one error of a prediction that is not the file's fault."""
@@ -42,6 +42,8 @@ class Prediction:
         error: why there is no prediction, in one line without the path; else ``None``.
         abstained: whether the answer is less probable than asked; ``None`` where nobody asked, and
             with an error.
+        prediction_set: the classes that may be true, the most probable first; ``None`` where
+            nobody asked, and with an error.
         features: ``[F]`` float32, where the model gives them; ``None`` with an error.
     """
 
@@ -51,6 +53,7 @@ class Prediction:
     probabilities: tuple[float, ...]
     error: str | None = None
     abstained: bool | None = None
+    prediction_set: tuple[str, ...] | None = None
     features: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
@@ -61,6 +64,17 @@ class _Loaded(NamedTuple):
     errors: list[str | None]  # one per path
     # Which paths, and their images [K, 3, H, W]; one group unless the sizes differ.
     groups: list[tuple[list[int], Tensor]]
+
+
+class _Read(NamedTuple):
+    """What is said about one image; no answer where the model's is not finite."""
+
+    answer: Answer | None
+    prediction_set: tuple[str, ...] | None
+    features: npt.NDArray[np.float32] | None
+
+
+_NOTHING = _Read(None, None, None)
 
 
 class _Images(Dataset[tuple[Path, Tensor | str]]):
@@ -90,6 +104,7 @@ def predict_images(
     max_megapixels: float = 200,
     threshold: float | None = None,
     abstain: float | None = None,
+    sets: SetReader | None = None,
 ) -> Generator[Prediction, None, None]:
     """Predict files lazily, in the order given; every file gets exactly one prediction.
 
@@ -114,6 +129,7 @@ def predict_images(
         max_megapixels: larger images are an error, known from their header.
         threshold: of a label; see `finetune.prediction.decision`.
         abstain: answers less probable than this are marked as abstained; None marks none.
+        sets: gives the classes that may be true; None for no sets.
 
     Raises:
         ConfigError: at once, if ``batch_size`` or ``workers`` is out of range, or if there are
@@ -125,7 +141,7 @@ def predict_images(
         raise ConfigError(f"batch_size: got {batch_size}, expected an integer >= 1.")
     if workers < 0:
         raise ConfigError(f"workers: got {workers}, expected an integer >= 0.")
-    decision = Decision(tuple(class_names), task, threshold, abstain)
+    decision = Decision(tuple(class_names), task, threshold, abstain, sets)
     loader: DataLoader[_Loaded] = DataLoader(
         _Images(preprocess_resize, max_megapixels),  # type: ignore[arg-type]
         # The paths themselves are the indices: only this process iterates over them, lazily.
@@ -155,13 +171,13 @@ def _predict(
 def _predict_batch(
     loaded: _Loaded, model: Callable[[Tensor], Outputs], decision: Decision
 ) -> list[Prediction]:
-    answers: dict[int, tuple[Answer | None, npt.NDArray[np.float32] | None]] = {}
+    answers: dict[int, _Read] = {}
     for places, images in loaded.groups:
         with torch.inference_mode():
             answers.update(zip(places, _answer(model(images), len(images), decision), strict=True))
     predictions = []
     for place, (path, error) in enumerate(zip(loaded.paths, loaded.errors, strict=True)):
-        answer, features = answers.get(place, (None, None))
+        answer, prediction_set, features = answers.get(place, _NOTHING)
         if answer is None:
             predictions.append(Prediction(path, None, None, (), error or NOT_FINITE))
             continue
@@ -174,15 +190,14 @@ def _predict_batch(
                 answer.probability,
                 answer.probabilities,
                 abstained=abstained,
+                prediction_set=prediction_set,
                 features=features,
             )
         )
     return predictions
 
 
-def _answer(
-    outputs: Outputs, count: int, decision: Decision
-) -> list[tuple[Answer | None, npt.NDArray[np.float32] | None]]:
+def _answer(outputs: Outputs, count: int, decision: Decision) -> list[_Read]:
     """Check what the model says, and read it image by image; no answer where it is not finite."""
     numbers, features = outputs if isinstance(outputs, tuple) else (outputs, None)
     class_names = decision.class_names
@@ -196,9 +211,13 @@ def _answer(
         raise ValueError("model: got numbers outside 0..1, expected probabilities, not logits.")
     rows = [None] * count if features is None else list(features.float().cpu().numpy())
     return [
-        (answer, row) if ok else (None, None)
-        for answer, row, ok in zip(
-            read_decided(numbers, decision), rows, is_finite.tolist(), strict=True
+        _Read(answer, prediction_set, row) if ok else _NOTHING
+        for answer, prediction_set, row, ok in zip(
+            read_decided(numbers, decision),
+            read_decided_sets(numbers, decision),
+            rows,
+            is_finite.tolist(),
+            strict=True,
         )
     ]
 

@@ -5,6 +5,9 @@ the columns per class, and a list ``top`` instead of those of the best classes. 
 one image stand in ``label`` joined by ``|``. A file without a prediction has an ``error`` and
 nothing else but its path.
 
+The classes of a ``prediction_set`` stand with the most probable one first, joined by ``|``; in
+JSON Lines they are a list, which tells names that hold a ``|`` apart.
+
 Text: every file is valid UTF-8. A byte of a file name that is not UTF-8 is written as ``\xNN``
 and a lone surrogate of another origin as ``\uNNNN``; other backslashes stay as they are.
 
@@ -21,6 +24,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from finetune.models.answers import SEPARATOR
 from finetune.prediction.columns import (
     ALL_CLASSES,
     Columns,
@@ -154,6 +158,9 @@ class JsonLinesWriter:
         }
         if self._columns.abstained:
             row["abstained"] = prediction.abstained
+        if self._columns.prediction_set:
+            names = prediction.prediction_set
+            row["prediction_set"] = names and [escape_undecodable(name) for name in names]
         if self._columns.top_k:
             best = best_classes(prediction.probabilities, self._columns.top_k)
             top = [{"label": self._labels[k], "probability": numbers[k]} for k in best]
@@ -232,6 +239,8 @@ class _Cells:
         self.names: dict[str, type] = {}
         if columns.abstained:
             self.names["abstained"] = bool
+        if columns.prediction_set:
+            self.names["prediction_set"] = str
         for name in top_columns(self._top_k):
             self.names[name] = str if name.startswith("label") else float
         if columns.probabilities:
@@ -245,6 +254,9 @@ class _Cells:
         cells: list[str | float | bool | None] = []
         if self._columns.abstained:
             cells.append(prediction.abstained)
+        if self._columns.prediction_set:
+            names = SEPARATOR.join(prediction.prediction_set or ())
+            cells.append(escape_undecodable(names) or None)
         for index in best_classes(numbers, self._top_k) if self._top_k else ():
             cells += [self._labels[index], numbers[index]]
         if self._columns.probabilities:

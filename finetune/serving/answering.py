@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from torch import Tensor
 from finetune.data.decode import decode_image, read_header
 from finetune.errors import ImageError
 from finetune.models.answers import Answer, Task, read_answers
+from finetune.models.explain import NoMapError
 from finetune.serving.batcher import Batcher
-from finetune.serving.explain import NoMapError
 from finetune.serving.pictures import heat_url, image_url
 
 NOT_FINITE = "the model answered with NaN or infinity"
@@ -34,9 +35,15 @@ class Served:
         probabilities: float ``[B, 3, S, S]`` in 0..255 to ``[B, C]``; never called by two threads.
         resize: uint8 ``[3, H, W]`` to float ``[1, 3, S, S]`` in 0..255.
         heat: an image ``[1, 3, S, S]`` in 0..255 and a class's index to ``[S, S]`` in 0..1;
-            raises `finetune.serving.explain.NoMapError` where there is none.
+            raises `finetune.models.explain.NoMapError` where there is none.
         class_names: ``C`` names in the order of the outputs.
         task: what the probabilities mean.
+        temperature: that the logits were divided by.
+        abstain_below: less probable answers are better left to a person; None where the model
+            does not say.
+        coverage: share of images whose set should hold the true class; None without sets.
+        read_sets: probabilities ``[B, C]`` and ``C`` names to the classes that may be true, the
+            most probable first; None for a model without sets.
         max_megapixels: larger images are refused from their header.
         model_sha256: of the weights.
         versions: of libraries, by name.
@@ -47,9 +54,27 @@ class Served:
     heat: Callable[[Tensor, int], Tensor]
     class_names: Sequence[str]
     task: Task
+    temperature: float
+    abstain_below: float | None
+    coverage: float | None
+    read_sets: Callable[[Tensor, Sequence[str]], list[tuple[str, ...]]] | None
     max_megapixels: float
     model_sha256: str
     versions: Mapping[str, str]
+
+
+class Reply(NamedTuple):
+    """What is said about one image, and how far it may be trusted.
+
+    Attributes:
+        answer: the labels and their probabilities.
+        abstained: whether it is too improbable; None where the model has no threshold.
+        prediction_set: the classes that may be true; None where the model has no sets.
+    """
+
+    answer: Answer
+    abstained: bool | None
+    prediction_set: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -102,9 +127,9 @@ class Answering:
             for pool in (self._decoders, self._network):
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    async def predict(self, contents: Sequence[bytes]) -> list[Answer | str]:
+    async def predict(self, contents: Sequence[bytes]) -> list[Reply | str]:
         """Answer each file in order; one that cannot be read has its reason in its place."""
-        answers: list[Answer | str] = []
+        answers: list[Reply | str] = []
         # So many at a time that one request fills no more than one batch.
         for start in range(0, len(contents), self.batch_size):
             part = contents[start : start + self.batch_size]
@@ -122,7 +147,7 @@ class Answering:
         label = self.served.class_names[best]
         return await loop.run_in_executor(self._decoders, _draw, label, image, heat, reason)
 
-    async def _predict_one(self, content: bytes) -> Answer | str:
+    async def _predict_one(self, content: bytes) -> Reply | str:
         loop = asyncio.get_running_loop()
         image = await loop.run_in_executor(self._decoders, self._read, content)
         if isinstance(image, str):
@@ -130,7 +155,7 @@ class Answering:
         numbers = await self._batcher.answer(image)
         if not numbers.isfinite().all():
             return NOT_FINITE
-        return read_answers(numbers.unsqueeze(0), self.served.class_names, self.served.task)[0]
+        return _reply(numbers.unsqueeze(0), self.served)
 
     def _read(self, content: bytes) -> Tensor | str:
         """Decode and resize to ``[1, 3, S, S]``, or say in one line why not."""
@@ -149,6 +174,15 @@ class Answering:
             return self.served.heat(image, class_index), None
         except NoMapError as error:
             return None, str(error)
+
+
+def _reply(numbers: Tensor, served: Served) -> Reply:
+    """Read ``[1, C]``."""
+    names, below = served.class_names, served.abstain_below
+    (answer,) = read_answers(numbers, names, served.task)
+    abstained = None if below is None else answer.probability < below
+    sets = [None] if served.read_sets is None else served.read_sets(numbers, names)
+    return Reply(answer, abstained, sets[0])
 
 
 def _draw(label: str, image: Tensor, heat: Tensor | None, reason: str | None) -> Explanation:

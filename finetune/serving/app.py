@@ -19,8 +19,8 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 
-from finetune.models.answers import SEPARATOR, Answer
-from finetune.serving.answering import Answering, Served
+from finetune.models.answers import SEPARATOR
+from finetune.serving.answering import Answering, Reply, Served
 from finetune.serving.guard import Guard, security_headers
 from finetune.serving.uploads import FIELD, MAX_IMAGES, MULTIPART, RAW, Room, read_images
 
@@ -31,12 +31,21 @@ ANSWER_SECONDS = 60.0
 
 
 class Prediction(BaseModel):
-    """What the model says about an image; ``label`` is the labels joined by ``|``."""
+    """What the model says about an image; ``label`` is the labels joined by ``|``.
+
+    Attributes:
+        abstained: the answer is so improbable that a person should be asked; null where the model
+            has no threshold for that.
+        prediction_set: the classes that may be true, the most probable first; null where the
+            model has no sets.
+    """
 
     label: str
     labels: list[str]
     probability: float
     probabilities: dict[str, float]
+    abstained: bool | None
+    prediction_set: list[str] | None
 
 
 class Failure(BaseModel):
@@ -60,12 +69,28 @@ class Explained(BaseModel):
     reason: str | None
 
 
+class Calibrated(BaseModel):
+    """What the model was calibrated to on its validation images.
+
+    Attributes:
+        temperature: that the logits are divided by; 1 leaves them as they are.
+        coverage: share of images whose prediction set should hold the true class; null without
+            sets.
+        abstain_below: less probable answers are abstained; null for none.
+    """
+
+    temperature: float
+    coverage: float | None
+    abstain_below: float | None
+
+
 class Health(BaseModel):
     """The model that answers."""
 
     status: str
     task: str
     class_names: list[str]
+    calibrated: Calibrated
     model_sha256: str
     versions: dict[str, str]
 
@@ -128,6 +153,11 @@ def _add_health(app: FastAPI, served: Served) -> None:
             status="ok",
             task=served.task,
             class_names=list(served.class_names),
+            calibrated=Calibrated(
+                temperature=served.temperature,
+                coverage=served.coverage,
+                abstain_below=served.abstain_below,
+            ),
             model_sha256=served.model_sha256,
             versions=dict(served.versions),
         )
@@ -186,14 +216,17 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse({"error": "the connection was closed"}, 400)  # to nobody
 
 
-def _as_row(answer: Answer | str, class_names: Sequence[str]) -> Prediction | Failure:
-    if isinstance(answer, str):
-        return Failure(error=answer)
+def _as_row(reply: Reply | str, class_names: Sequence[str]) -> Prediction | Failure:
+    if isinstance(reply, str):
+        return Failure(error=reply)
+    answer, names = reply.answer, reply.prediction_set
     return Prediction(
         label=SEPARATOR.join(answer.labels),
         labels=list(answer.labels),
         probability=answer.probability,
         probabilities=dict(zip(class_names, answer.probabilities, strict=True)),
+        abstained=reply.abstained,
+        prediction_set=None if names is None else list(names),
     )
 
 

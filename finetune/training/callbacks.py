@@ -3,7 +3,7 @@
 import csv
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class EpochTable(Callback):
         monitor: the metric that decides which epoch is best.
         mode: ``max`` or ``min``.
         console: where the rows are printed.
+        on_row: called with this table after each epoch, in the first process.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class EpochTable(Callback):
         monitor: str,
         mode: str,
         console: Console,
+        on_row: Callable[["EpochTable"], None] | None = None,
     ) -> None:
         self.path = path
         self.headings = {
@@ -57,6 +59,7 @@ class EpochTable(Callback):
         self.monitor = monitor
         self.mode = mode
         self.console = console
+        self.on_row = on_row
         self.rows: list[dict[str, float]] = []
         self._has_headings = False
 
@@ -112,6 +115,8 @@ class EpochTable(Callback):
         if trainer.is_global_zero:
             self._write()
             self._print(trainer.max_epochs or 1)
+            if self.on_row is not None:
+                self.on_row(self)
 
     def _write(self) -> None:
         if self.path is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from finetune.data.discover import Sample
 from finetune.data.stratify import deal_folds
 from finetune.data.units import make_units
-from finetune.models.answers import Task, as_hot
+from finetune.models.answers import Task, as_hot, to_probabilities
 from finetune.training.logistic import Logistic, Solution
 
 STRENGTHS = tuple(10.0**power for power in (4, 3.5, 3, 2.5, 2, 1.5, 1, 0.5, 0, -1))
@@ -32,6 +32,7 @@ ENOUGH_HELD_OUT = 3_000
 """Validated images that tell the strengths apart; folds beyond them are left out."""
 
 _SWEEP_TOLERANCE = 2e-4
+_FOLD_TOLERANCE = 1e-6
 _TOLERANCE = 1e-7
 _CONVERGED = 1e-5
 
@@ -101,8 +102,7 @@ def fit_probe(
 
     Source: Kornblith et al. 2019, "Do better ImageNet models transfer better?", for the sweep.
     """
-    if groups is not None and len(groups) != len(features):
-        raise ValueError(f"groups: got {len(groups)} of {len(features)} images.")
+    _check_groups(features, groups)
     path = sorted(set(STRENGTHS if strengths is None else strengths), reverse=True)
     create = partial(
         Logistic,
@@ -134,6 +134,67 @@ def fit_probe(
         iterations=solution.iterations,
         is_converged=solution.gradient <= _CONVERGED,
     )
+
+
+def out_of_fold_probabilities(
+    features: Tensor,
+    targets: Tensor,
+    *,
+    num_classes: int,
+    task: Task,
+    strength: float,
+    seed: int,
+    groups: Sequence[int] | None = None,
+    folds: int = 5,
+    class_weights: Sequence[float] | None = None,
+    log_priors: Sequence[float] | None = None,
+) -> Tensor:
+    """Say of each image what a probe that never saw it says: what its label is judged by.
+
+    The folds share one fit; features are standardised by all images, as they come without labels.
+    The same arguments give the same result on the same machine.
+
+    Args:
+        features: as for `fit_probe`.
+        targets: likewise.
+        num_classes: ``C``.
+        task: what the logits mean.
+        strength: of the penalty, > 0: the one that `fit_probe` chose.
+        seed: of the folds.
+        groups: as for `fit_probe`.
+        folds: likewise.
+        class_weights: likewise.
+        log_priors: likewise; the probabilities are without them, as the model's are.
+
+    Returns:
+        ``[N, C]`` float32 in [0, 1]. A row is NaN where no fold can do without the image: it is
+        the only one of its class, or its group the only one.
+    """
+    _check_groups(features, groups)
+    probabilities = torch.full((len(features), num_classes), torch.nan)
+    held_out = _deal(targets, groups, folds, seed)
+    if not held_out.any():
+        return probabilities
+    problem = Logistic(
+        features,
+        targets,
+        num_classes=num_classes,
+        task=task,
+        subsets=torch.from_numpy(~held_out),
+        class_weights=class_weights,
+        log_priors=log_priors,
+    )
+    solution = problem.solve(strength, tolerance=_FOLD_TOLERANCE)
+    for weight, bias, fold in zip(solution.weight, solution.bias, held_out.T, strict=True):
+        rows = torch.from_numpy(fold)
+        logits = features[rows].double() @ weight.T + bias
+        probabilities[rows] = to_probabilities(logits, task)
+    return probabilities
+
+
+def _check_groups(features: Tensor, groups: Sequence[int] | None) -> None:
+    if groups is not None and len(groups) != len(features):
+        raise ValueError(f"groups: got {len(groups)} of {len(features)} images.")
 
 
 def _sweep(
@@ -174,7 +235,16 @@ def _choose_images(targets: Tensor, num_classes: int, seed: int) -> list[int]:
 def _hold_out(
     targets: Tensor, groups: Sequence[int] | None, folds: int, seed: int
 ) -> npt.NDArray[np.bool_]:
-    """Mark the images that each fold validates, ``[N, K]``; folds without any are left out."""
+    """Mark the images that each fold validates, ``[N, K]``, with as many folds as it takes."""
+    held_out = _deal(targets, groups, folds, seed)
+    enough = np.flatnonzero(held_out.sum(0).cumsum() >= ENOUGH_HELD_OUT)
+    return held_out[:, : enough[0] + 1] if len(enough) else held_out
+
+
+def _deal(
+    targets: Tensor, groups: Sequence[int] | None, folds: int, seed: int
+) -> npt.NDArray[np.bool_]:
+    """Mark the images of each fold, ``[N, K]``: all images; folds without any are left out."""
     count = len(targets)
     labels = [
         [row] if isinstance(row, int) else np.flatnonzero(row).tolist() for row in targets.tolist()
@@ -192,6 +262,4 @@ def _hold_out(
     for unit, place in zip(units, places, strict=True):
         if place is not None:
             held_out[list(unit.members), place] = True
-    held_out = held_out[:, held_out.any(0)]
-    enough = np.flatnonzero(held_out.sum(0).cumsum() >= ENOUGH_HELD_OUT)
-    return held_out[:, : enough[0] + 1] if len(enough) else held_out
+    return held_out[:, held_out.any(0)]

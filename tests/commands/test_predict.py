@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -21,8 +23,10 @@ import finetune
 from finetune.cli import main
 from finetune.commands import predict as command
 from finetune.commands import predictor
-from finetune.exports.description import read_description
+from finetune.exports.bundle import load_model, set_evidence
+from finetune.exports.description import PredictionSets, read_description
 from finetune.exports.exported import Exported
+from finetune.exports.onnx import save_onnx
 from finetune.prediction.predict import Prediction
 from finetune.prediction.views import make_views
 
@@ -35,6 +39,28 @@ def photos(stripes: Path, tmp_path: Path) -> Path:
     for index in range(9):
         shutil.copy(stripes / "lying" / f"{index:03d}.png", folder / f"{index + 2}.png")
     (folder / "=1, 'bad'.png").write_bytes(b"no image")
+    return folder
+
+
+SETS = PredictionSets(coverage=0.9, limit=0.8, penalty=0, free_ranks=1, images=20)
+
+
+@pytest.fixture
+def calibrated(trained: Path, photos: Path, tmp_path: Path) -> Path:
+    """Return a model that is warm, has sets, and abstains from some of the nine photos."""
+    folder = tmp_path / "calibrated"
+    folder.mkdir()
+    for name in ("model.json", "model.safetensors"):
+        shutil.copy(trained / name, folder)
+    set_evidence(folder, temperature=3, sets=None, abstain_below=None)
+    answers = load_model(folder).predict(sorted(photos.glob("[0-9]*.png")))
+    sure = sorted(answer.probability for answer in answers)
+    assert sure[8] - sure[0] > 1e-3
+    # Between two of them, so that a rounding changes nothing.
+    below, above = max(pairwise(sure), key=lambda pair: pair[1] - pair[0])
+    middle = (below + above) / 2
+    sets = SETS.model_copy(update={"limit": middle})
+    set_evidence(folder, temperature=3, sets=sets, abstain_below=middle)
     return folder
 
 
@@ -203,13 +229,14 @@ def test_features_are_what_the_head_reads(trained: Path, photos: Path, tmp_path:
 
 
 def test_several_processes_give_the_table_of_one(
-    trained: Path, photos: Path, tmp_path: Path
+    calibrated: Path, photos: Path, tmp_path: Path
 ) -> None:
     for count in (1, 2):
         output = f"output={tmp_path / f'{count}.csv'}"
-        words = [f"run={trained}", f"input={photos}", "batch_size=3", output]
+        words = [f"run={calibrated}", f"input={photos}", "batch_size=3", "sets=true", output]
         assert main(["predict", *words, f"processes={count}", f"workers={count - 1}"]) == 0
     assert (tmp_path / "2.csv").read_bytes() == (tmp_path / "1.csv").read_bytes()
+    assert '"true","lying|standing"' in (tmp_path / "1.csv").read_text()
 
 
 def test_a_killed_prediction_goes_on_to_the_same_bytes(
@@ -365,3 +392,120 @@ def test_a_failure_before_the_first_row_leaves_no_part(
     monkeypatch.setattr("sys.stdin", lines)
     assert predict(trained, "input=-", f"output={tmp_path / 't.csv'}") == 2
     assert not list(tmp_path.iterdir())
+
+
+def pick(path: Path, *columns: str) -> list[dict[str, str]]:
+    return [{name: row[name] for name in columns} for row in read(path)]
+
+
+def test_the_models_own_threshold_and_sets_are_used(
+    calibrated: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for suffix in ("csv", "jsonl", "parquet"):
+        words = [f"input={photos}", f"output={tmp_path / f't.{suffix}'}", "sets=true"]
+        assert predict(calibrated, *words) == 0
+    rows = read(tmp_path / "t.csv")
+    names = ["path", "label", "probability", "abstained", "prediction_set"]
+    assert list(rows[0])[:5] == names
+    expected = load_model(calibrated).predict([row["path"] for row in rows[:-1]])
+    assert {answer.abstained for answer in expected} == {True, False}
+    for row, answer in zip(rows[:-1], expected, strict=True):
+        assert row["abstained"] == ("true" if answer.abstained else "false")
+        assert row["prediction_set"] == "|".join(answer.prediction_set or ())
+        # The limit equals the threshold: of the surer ones, the second class is not in the set.
+        assert row["prediction_set"].count("|") == bool(answer.abstained)
+    assert (rows[-1]["abstained"], rows[-1]["prediction_set"]) == ("", "")
+    abstained = sum(bool(answer.abstained) for answer in expected)
+    assert f"{abstained} abstained, 1 of them unreadable" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    sets = [answer.prediction_set for answer in expected]
+    assert [line["prediction_set"] for line in lines] == [*map(list, sets), None]
+    table = pyarrow.parquet.read_table(tmp_path / "t.parquet")
+    assert table.column("prediction_set").to_pylist() == [*map("|".join, sets), None]
+    assert table.column("abstained").to_pylist() == [*(a.abstained for a in expected), None]
+
+
+def test_auto_marks_nothing_where_the_threshold_was_not_found_so(
+    calibrated: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "t.csv"
+    for words, is_marked, is_said in (
+        ([], True, False),
+        (["abstain=null"], False, False),
+        (["threshold=0.3"], False, True),
+        (["augment=flip"], False, True),
+        (["threshold=0.3", "abstain=0.9"], True, False),
+    ):
+        assert predict(calibrated, f"input={photos}", f"output={table}", *words) == 0
+        assert ("abstained" in read(table)[0]) == is_marked
+        message = capsys.readouterr().err
+        assert ("No answer is marked as abstained" in message) == is_said
+
+
+def test_a_model_of_before_marks_nothing_and_has_no_sets(
+    calibrated: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    description = json.loads((calibrated / "model.json").read_text())
+    for key in ("sets", "abstain_below", "temperature"):
+        del description[key]
+    (calibrated / "model.json").write_text(json.dumps(description))
+    table = tmp_path / "t.csv"
+    assert predict(calibrated, f"input={photos}", f"output={table}") == 0
+    assert {"abstained", "prediction_set"}.isdisjoint(read(table)[0])
+    assert "abstained" not in capsys.readouterr().err
+    other = tmp_path / "other.csv"
+    assert predict(calibrated, f"input={photos}", f"output={other}", "sets=true") == 2
+    message = capsys.readouterr().err
+    assert "ConfigError: sets: got true, but" in message
+    assert "evidence=full" in message
+    assert not list(tmp_path.glob("other*"))
+
+
+def test_an_exported_file_knows_what_its_model_was_calibrated_to(
+    calibrated: Path, photos: Path, tmp_path: Path
+) -> None:
+    save_onnx(load_model(calibrated), tmp_path / "model.onnx", dtype=torch.float32)
+    for run in (calibrated, tmp_path / "model.onnx"):
+        output = f"output={tmp_path / run.name}.csv"
+        assert predict(run, f"input={photos}", output, "sets=true", "batch_size=1") == 0
+    columns = ("path", "label", "abstained", "prediction_set")
+    bundles = pick(tmp_path / "calibrated.csv", *columns)
+    assert pick(tmp_path / "model.onnx.csv", *columns) == bundles
+    assert {row["abstained"] for row in bundles} == {"true", "false", ""}
+
+
+def test_a_table_goes_on_with_the_sets_that_it_began_with_alone(
+    calibrated: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole, table = tmp_path / "whole.csv", tmp_path / "t.csv"
+    words = [f"input={photos}", "sets=true"]
+    assert predict(calibrated, *words, f"output={whole}") == 0
+    usual = command.predict_paths
+
+    def interrupted(*arguments: Any) -> Iterator[Prediction]:
+        yield from islice(usual(*arguments), 6)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "predict_paths", interrupted)
+        assert predict(calibrated, *words, f"output={table}") == 130
+    resume = [f"output={table}", "resume=true"]
+    capsys.readouterr()
+    for changes, expected in (
+        (["sets=false"], "begun with sets=true, got sets=false"),
+        (["abstain=null"], "got abstain=null"),
+    ):
+        assert predict(calibrated, *words[:1], *resume, "sets=true", *changes) == 2
+        assert expected in capsys.readouterr().err
+    own = read_description(calibrated / "model.json")
+    set_evidence(calibrated, temperature=2, sets=own.sets, abstain_below=own.abstain_below)
+    assert predict(calibrated, *words, *resume) == 2
+    assert "begun with another model" in capsys.readouterr().err
+    set_evidence(calibrated, temperature=3, sets=own.sets, abstain_below=own.abstain_below)
+    assert predict(calibrated, *words, *resume) == 0
+    assert "Going on after 4 rows" in capsys.readouterr().err
+    assert table.read_bytes() == whole.read_bytes()

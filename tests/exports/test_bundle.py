@@ -10,7 +10,14 @@ from safetensors.torch import load_file, save_file
 
 from finetune.data.decode import decode_image
 from finetune.errors import DataError, ModelError
-from finetune.exports.bundle import add_metrics, load_model, save_bundle, sha256_of
+from finetune.exports.bundle import (
+    add_metrics,
+    load_model,
+    save_bundle,
+    set_evidence,
+    sha256_of,
+)
+from finetune.exports.description import PredictionSets
 
 CLASS_NAMES = ["ant", "bee", "wasp, common"]
 
@@ -184,6 +191,60 @@ def test_metrics_are_added_to_the_description(make_bundle):
     after = json.loads((folder / "model.json").read_text())
     assert after == {**before, "metrics": {"val": {"accuracy": 0.5}}}
     assert load_model(folder).description.metrics == {"val": {"accuracy": 0.5}}
+
+
+SETS = PredictionSets(coverage=0.9, limit=0.7, penalty=0.0, free_ranks=1, images=50)
+
+
+def test_what_was_calibrated_is_written_whole_and_used(make_bundle, photos):
+    folder, _, _ = make_bundle(temperature=1.0)
+    before = json.loads((folder / "model.json").read_text())
+    plain = load_model(folder).predict(photos)
+    assert {(answer.abstained, answer.prediction_set) for answer in plain} == {(None, None)}
+    middle = sorted(answer.probability for answer in plain)[2]
+    set_evidence(folder, temperature=1.0, sets=SETS, abstain_below=middle)
+    written = {"sets": SETS.model_dump(), "abstain_below": middle}
+    assert json.loads((folder / "model.json").read_text()) == {**before, **written}
+    answers = load_model(folder).predict(photos)
+    assert [answer.probabilities for answer in answers] == [a.probabilities for a in plain]
+    # One whose probability is just that of the threshold is not too improbable.
+    assert [answer.abstained for answer in answers] == [a.probability < middle for a in plain]
+    assert sum(answer.abstained for answer in answers) == 2
+    for answer in answers:
+        shares = sorted(answer.probabilities.values(), reverse=True)
+        best = sorted(CLASS_NAMES, key=lambda name: -answer.probabilities[name])
+        count = sum(sum(shares[:rank]) <= 0.7 for rank in range(3))
+        assert answer.prediction_set == tuple(best[:count])
+    add_metrics(folder, {"val": {}})
+    set_evidence(folder, temperature=2.0, sets=None, abstain_below=None)
+    description = load_model(folder).description
+    assert (description.temperature, description.sets, description.abstain_below) == (2, None, None)
+    assert description.metrics == {"val": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"temperature": float("nan")}, "temperature"),
+        ({"abstain_below": 1.5}, "abstain_below"),
+        ({"sets": SETS.model_copy(update={"limit": float("nan")})}, "sets"),
+    ],
+)
+def test_a_calibration_that_failed_is_not_written(make_bundle, changes, key):
+    folder, _, _ = make_bundle()
+    before = (folder / "model.json").read_bytes()
+    with pytest.raises(ModelError, match=key):
+        set_evidence(folder, **{"temperature": 1.0, "sets": None, "abstain_below": None, **changes})
+    assert (folder / "model.json").read_bytes() == before
+
+
+def test_several_labels_can_be_abstained_but_have_no_sets(make_bundle, photos):
+    folder, _, _ = make_bundle(task="multilabel")
+    set_evidence(folder, temperature=1.0, sets=None, abstain_below=1.0)
+    answers = load_model(folder).predict(photos)
+    assert {(answer.abstained, answer.prediction_set) for answer in answers} == {(True, None)}
+    with pytest.raises(ModelError, match=r"sets: .*one class per image"):
+        set_evidence(folder, temperature=1.0, sets=SETS, abstain_below=None)
 
 
 def test_a_missing_file_is_said_to_be_missing(bundle, tmp_path):

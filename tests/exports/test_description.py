@@ -2,19 +2,25 @@
 
 import json
 from collections.abc import Callable
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from finetune.errors import ModelError
 from finetune.exports.description import (
     DECODE_POLICY,
     FORMAT_VERSION,
+    PredictionSets,
     check_description,
     read_description,
 )
 from finetune.exports.interface import JSON_NAME
+from finetune.models.sets import prediction_sets
 
 DESCRIPTION: dict[str, Any] = {
     "format_version": FORMAT_VERSION,
@@ -26,6 +32,8 @@ DESCRIPTION: dict[str, Any] = {
     "max_megapixels": 200,
     "decode_policy": DECODE_POLICY,
     "temperature": 1.5,
+    "sets": {"coverage": 0.95, "limit": 0.8, "penalty": 0.1, "free_ranks": 2, "images": 99},
+    "abstain_below": 0.75,
     "weights_sha256": "0123456789abcdef" * 4,
     "metrics": {"val": {"accuracy": 0.5, "auroc": None}},
     "versions": {"torch": "2.10"},
@@ -106,6 +114,22 @@ def test_a_newer_format_asks_for_a_newer_finetune(tmp_path: Path) -> None:
         (put("temperature", float("nan")), "temperature"),
         (put("temperature", float("inf")), "temperature"),
         (put("temperature", None), "temperature"),
+        *[
+            (put(f"sets.{key}", value), rf"sets\.{key}")
+            for key, values in {
+                "coverage": (0, 1, 95, 1e300, nan, None),
+                "limit": (-0.1, nan, inf, "much", None),
+                "penalty": (-0.1, nan, inf, None),
+                "free_ranks": (-1, 0, 0.5, nan, 10**6, 10**400, None),
+                "images": (-1, 0, nan, None),
+                "_target_": ("os.system",),
+            }.items()
+            for value in values
+        ],
+        (put("sets", {}), r"sets\.coverage"),
+        (put("sets", [0.95]), "sets"),
+        (put("task", "multilabel"), "sets: .*one class per image"),
+        *[(put("abstain_below", value), "abstain_below") for value in (7, 0, -1, nan, inf, "x")],
         (put("weights_sha256", "0"), "weights_sha256"),
         (put("weights_sha256", "0" * 64 + "\n"), "weights_sha256"),
         (put("versions", {"torch": None}), r"versions\.torch"),
@@ -117,12 +141,41 @@ def test_a_description_is_checked_key_by_key(tmp_path: Path, change: Change, mes
         read_description(path)
 
 
-def test_bundles_of_before_have_neither_temperature_nor_decode_policy(tmp_path: Path) -> None:
+NEWER = {"temperature", "decode_policy", "sets", "abstain_below"}
+"""Keys that bundles of before do not have."""
+
+
+def test_bundles_of_before_lack_what_is_newer(tmp_path: Path) -> None:
     def as_before(description: dict[str, Any]) -> None:
-        del description["temperature"], description["decode_policy"]
+        for key in NEWER:
+            del description[key]
 
     description = read_description(write(tmp_path, changed(as_before)))
     assert (description.temperature, description.decode_policy) == (1.0, 1)
+    assert (description.sets, description.abstain_below) == (None, None)
+
+
+@given(
+    st.lists(st.floats(0, 1, width=32), min_size=2, max_size=6),
+    st.floats(0, 2),
+    st.floats(0, 1),
+    st.integers(1, 7),
+)
+def test_a_set_is_read_with_the_most_probable_class_first(
+    shares: list[float], limit: float, penalty: float, free_ranks: int
+) -> None:
+    sets = PredictionSets(
+        coverage=0.9, limit=limit, penalty=penalty, free_ranks=free_ranks, images=1
+    )
+    row = torch.tensor([shares])
+    names = [str(index) for index in range(len(shares))]
+    (found,) = sets.read(row, names)
+    rule = {"limit": limit, "penalty": penalty, "free_ranks": free_ranks}
+    marked = prediction_sets(row, **rule)[0].tolist()
+    assert sorted(found) == [name for name, may_be in zip(names, marked, strict=True) if may_be]
+    # The first of equals comes first.
+    assert list(found) == sorted(found, key=lambda name: (-shares[int(name)], int(name)))
+    assert found[0] == names[int(row[0].argmax())]
 
 
 def test_what_was_parsed_already_is_checked_alike() -> None:
@@ -134,7 +187,7 @@ def test_what_was_parsed_already_is_checked_alike() -> None:
         check_description({"format_version": 2}, "there")
 
 
-@pytest.mark.parametrize("key", sorted({*DESCRIPTION} - {"temperature", "decode_policy"}))
+@pytest.mark.parametrize("key", sorted({*DESCRIPTION} - NEWER))
 def test_every_key_is_needed(tmp_path: Path, key: str) -> None:
     path = write(tmp_path, changed(lambda description: description.pop(key)))
     with pytest.raises(ModelError, match=f"no model description: {key}: Field required"):

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -5,7 +7,8 @@ from hypothesis import strategies as st
 
 from finetune.errors import ConfigError
 from finetune.models.answers import read_answers
-from finetune.prediction.decision import Decision, read_decided
+from finetune.models.sets import prediction_sets, read_sets
+from finetune.prediction.decision import Decision, read_decided, read_decided_sets
 
 NAMES = ("no", "yes")
 numbers = st.floats(0, 1, width=32)
@@ -57,3 +60,25 @@ def test_abstaining_is_for_less_probable_answers() -> None:
     decision = Decision(NAMES, "multiclass", abstain=0.8)
     assert [decision.abstains(p) for p in (0.79, 0.8, 0.81)] == [True, False, False]
     assert Decision(NAMES, "multiclass").abstains(0.1) is None
+
+
+@given(st.lists(st.lists(numbers, min_size=3, max_size=3), min_size=1, max_size=4), numbers)
+def test_sets_are_those_of_the_rule_and_none_where_nobody_asks(
+    rows: list[list[float]], limit: float
+) -> None:
+    names, rule = ("a", "b", "c"), {"limit": limit, "penalty": 0.1, "free_ranks": 2}
+    asked = Decision(names, "multiclass", sets=partial(read_sets, **rule))
+    marked = prediction_sets(torch.tensor(rows), **rule)
+    for found, row in zip(read_decided_sets(torch.tensor(rows), asked), marked, strict=True):
+        assert set(found or ()) == {name for name, yes in zip(names, row, strict=True) if yes}
+    assert read_decided_sets(torch.tensor(rows), Decision(names, "multiclass")) == [None] * len(
+        rows
+    )
+
+
+def test_the_class_given_by_a_threshold_may_lie_outside_the_set() -> None:
+    sets = partial(read_sets, limit=0.5, penalty=0, free_ranks=1)
+    decision = Decision(NAMES, "multiclass", threshold=0.2, sets=sets)
+    one = torch.tensor([[0.75, 0.25]])
+    assert read_decided(one, decision)[0].labels == ("yes",)
+    assert read_decided_sets(one, decision) == [("no",)]

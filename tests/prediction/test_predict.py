@@ -2,6 +2,7 @@ import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from finetune.errors import ConfigError, FinetuneError
+from finetune.models.sets import read_sets
 from finetune.prediction.predict import Prediction, predict_images
 
 CLASSES = ("red", "green", "blue")
@@ -74,6 +76,27 @@ def test_several_labels_are_joined_and_none_is_an_answer_too(images: list[Path])
     assert none.label == ""
     assert none.error is None
     assert none.probability == pytest.approx(0.9 * 0.8 * 0.7)
+
+
+def test_sets_come_with_their_images_and_never_with_an_error(
+    images: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "text.jpg").write_text("not an image")
+    sets = partial(read_sets, limit=0.5, penalty=0, free_ranks=1)
+
+    def model(batch: Tensor) -> Tensor:
+        rows = [[0.3, 0.1, 0.6], [0.1, 0.8, 0.1], [torch.nan, 0.5, 0.5]]
+        return torch.tensor(rows[: len(batch)])
+
+    paths = [images[0], tmp_path / "text.jpg", *images[1:3]]
+    first, unread, second, broken = predict(paths, model=model, sets=sets)
+    assert (first.label, first.prediction_set) == ("blue", ("blue",))
+    assert (second.label, second.prediction_set) == ("green", ("green",))
+    assert (unread.prediction_set, broken.prediction_set) == (None, None)
+    assert broken.error
+    wider = partial(read_sets, limit=0.75, penalty=0, free_ranks=1)
+    assert predict(paths, model=model, sets=wider)[0].prediction_set == ("blue", "red")
+    assert predict(paths, model=model)[0].prediction_set is None
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 11, 64])

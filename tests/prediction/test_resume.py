@@ -11,8 +11,8 @@ from finetune.prediction.predict import Prediction
 from finetune.prediction.resume import Done, PartialTable, check_settings
 
 CLASSES = ["ant", "=bee"]
-COLUMNS = Columns(top_k=1, abstained=True)
-SETTINGS = {"model": "abc", "batch_size": 2, "abstain": 0.6, "augment": "none"}
+COLUMNS = Columns(top_k=1, abstained=True, prediction_set=True)
+SETTINGS = {"model": "abc", "batch_size": 2, "abstain": 0.6, "sets": True, "augment": "none"}
 NAMES = ["a.jpg", "=b.jpg", 'c "quoted".jpg', "d\nline.jpg", "e\r.jpg", "f\udce9.jpg", "g.jpg"]
 PATHS = [Path(name) for name in NAMES]
 
@@ -21,7 +21,8 @@ def predict(path: Path) -> Prediction:
     if path.name.startswith("c"):
         return Prediction(path, None, None, (), 'not "an" image')
     sure = 0.5 if path.name.startswith("d") else 0.75
-    return Prediction(path, "=bee", sure, (1 - sure, sure), abstained=sure < 0.6)
+    names = ("=bee",) if sure > 0.6 else ("=bee", "ant")
+    return Prediction(path, "=bee", sure, (1 - sure, sure), None, sure < 0.6, names)
 
 
 def write(
@@ -116,6 +117,7 @@ def test_other_inputs_are_refused(
     [
         ({"batch_size": 4}, r"begun with batch_size=2, got batch_size=4"),
         ({"abstain": None}, r"begun with abstain=0\.6, got abstain=null"),
+        ({"sets": False}, r"begun with sets=true, got sets=false"),
         ({"augment": "flip"}, r"begun with augment=none, got augment=flip"),
         ({"model": "def"}, "begun with another model"),
     ],

@@ -366,3 +366,36 @@ def test_no_more_best_classes_than_there_are(tmp_path: Path) -> None:
     write_three(tmp_path / "p.csv", Columns(probabilities=False, top_k=9))
     row = read_csv((tmp_path / "p.csv").read_text())[0]
     assert [name for name in row if name.startswith("label_")] == ["label_1", "label_2", "label_3"]
+
+
+RAW = os.fsdecode(b"caf\xe9")
+SETS = Columns(probabilities=False, abstained=True, prediction_set=True)
+
+
+def write_sets(path: Path) -> None:
+    formula = ("=1+1", "a|b", RAW)
+    one = Prediction(Path("a"), "a|b", 1.0, (0.0, 1.0, 0.0), None, False, ("a|b",))
+    three = Prediction(Path("b"), "=1+1", 0.5, (0.5, 0.25, 0.25), None, True, formula)
+    with open_writer(path, formula, SETS) as writer:
+        for prediction in (one, three, BAD):
+            writer.write(prediction)
+
+
+def test_prediction_sets_are_text_in_tables_and_lists_in_json(tmp_path: Path) -> None:
+    for suffix in FORMATS:
+        write_sets(tmp_path / f"p.{suffix}")
+    assert (tmp_path / "p.csv").read_text().splitlines() == [
+        '"path","label","probability","abstained","prediction_set","error"',
+        '"a","a|b",1.0,"false","a|b",""',
+        '"b","\'=1+1",0.5,"true","\'=1+1|a|b|caf\\xe9",""',
+        '"in/b.jpg","","","","","damaged, or not supported"',
+    ]
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    lists = [["a|b"], ["=1+1", "a|b", "caf\\xe9"], None]
+    assert [row["prediction_set"] for row in rows] == lists
+    keys = ["path", "label", "probability", "abstained", "prediction_set", "error"]
+    assert list(rows[0]) == keys
+    table = pq.read_table(tmp_path / "p.parquet")
+    assert table.column_names == keys
+    texts = [names and "|".join(names) for names in lists]
+    assert table.column("prediction_set").to_pylist() == texts

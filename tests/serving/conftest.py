@@ -3,6 +3,7 @@
 import asyncio
 import io
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from fastapi import FastAPI
 from finetune.commands.serve import as_served
 from finetune.data.preprocess import Preprocess
 from finetune.exports.bundle import Model, load_model, save_bundle
+from finetune.exports.description import PredictionSets
 from finetune.models.backbones import create_backbone, describe_backbone
 from finetune.models.classifier import Classifier
 from finetune.models.heads import create_head
+from finetune.serving.answering import Served
 from finetune.serving.app import create_app
 
 CLASS_NAMES = [
@@ -56,6 +59,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(bundle: Path) -> Model:
     return load_model(bundle)
+
+
+@pytest.fixture(scope="session")
+def doubtful(model: Model) -> Served:
+    """Give the model as if it had been found to be never sure, and every class possible."""
+    sets = PredictionSets(coverage=0.95, limit=1, penalty=0, free_ranks=1, images=100)
+    return replace(as_served(model), abstain_below=1.0, coverage=0.95, read_sets=sets.read)
 
 
 @pytest.fixture

@@ -14,9 +14,8 @@ from torch import Tensor
 import finetune.serving.answering
 from finetune.commands.serve import as_served
 from finetune.exports.bundle import Model
-from finetune.models.answers import Answer
-from finetune.serving.answering import NOT_FINITE, Answering, Explanation, Served
-from finetune.serving.explain import NoMapError
+from finetune.models.explain import NoMapError
+from finetune.serving.answering import NOT_FINITE, Answering, Explanation, Reply, Served
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def test_many_files_are_answered_in_order_with_errors_in_their_places(
     assert "not an image" in answers[0]
     assert "damaged" in answers[-1]
     expected = [tuple(p.probabilities.values()) for p in model.predict(paths)]
-    got = [answer.probabilities for answer in answers[1:-1]]
+    got = [reply.answer.probabilities for reply in answers[1:-1]]
     assert torch.tensor(got).sub(torch.tensor(expected)).abs().max() < 1e-6
     assert len({round(row[0], 6) for row in got}) > 30  # or the order would not show
 
@@ -60,7 +59,22 @@ def test_numbers_that_are_not_finite_are_an_error_of_their_image(
     broken = replace(served, probabilities=half)
     answers = _run(broken, lambda answering: answering.predict(pictures))
     assert 0 < answers.count(NOT_FINITE) < len(answers)
-    assert all(isinstance(answer, Answer) for answer in answers if answer != NOT_FINITE)
+    assert all(isinstance(answer, Reply) for answer in answers if answer != NOT_FINITE)
+
+
+def test_what_may_be_true_and_what_is_too_improbable_comes_with_the_answer(
+    served: Served, doubtful: Served, pictures: list[bytes]
+) -> None:
+    (plain,) = _run(served, lambda answering: answering.predict(pictures[:1]))
+    assert (plain.abstained, plain.prediction_set) == (None, None)
+    (reply,) = _run(doubtful, lambda answering: answering.predict(pictures[:1]))
+    assert reply.answer == plain.answer
+    assert reply.abstained is True
+    numbers = dict(zip(served.class_names, reply.answer.probabilities, strict=True))
+    assert list(reply.prediction_set) == sorted(numbers, key=lambda name: -numbers[name])
+    at_limit = replace(doubtful, abstain_below=reply.answer.probability)
+    (reply,) = _run(at_limit, lambda answering: answering.predict(pictures[:1]))
+    assert reply.abstained is False
 
 
 def test_an_explanation_is_of_the_most_probable_class(
@@ -76,8 +90,8 @@ def test_an_explanation_is_of_the_most_probable_class(
         return torch.zeros(64, 64)
 
     async def conversation(answering: Answering) -> list[Any]:
-        (answer,) = await answering.predict(pictures[:1])
-        return [answer, *[await answering.explain(pictures[0]) for _ in range(2)]]
+        (reply,) = await answering.predict(pictures[:1])
+        return [reply.answer, *[await answering.explain(pictures[0]) for _ in range(2)]]
 
     answer, with_map, without = _run(replace(served, heat=heat), conversation)
     best = answer.probabilities.index(max(answer.probabilities))

@@ -21,6 +21,7 @@ from torch import Tensor
 import finetune.serving.app
 from finetune.commands.serve import as_served
 from finetune.exports.bundle import Model
+from finetune.serving.answering import Served
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
@@ -236,7 +237,32 @@ def test_health_says_which_model_answers(ask: Any, model: Model) -> None:
     assert answer["status"] == "ok"
     assert answer["class_names"] == model.class_names
     assert answer["model_sha256"] == model.description.weights_sha256
+    assert answer["calibrated"] == {"temperature": 1, "coverage": None, "abstain_below": None}
     assert {"finetune", "torch", "timm"} <= set(answer["versions"])
+
+
+def test_what_a_model_was_calibrated_to_is_told_and_used(
+    make_app: Any, talk: Any, doubtful: Served, pictures: list[bytes]
+) -> None:
+    async def conversation(client: httpx.AsyncClient) -> list[Any]:
+        files = [("images", (str(index), content)) for index, content in enumerate(pictures[:9])]
+        answers = [await client.get("/health"), await client.post("/predict", files=files)]
+        return [answer.json() for answer in answers]
+
+    health, answer = talk(make_app(doubtful), conversation)
+    assert health["calibrated"] == {"temperature": 1, "coverage": 0.95, "abstain_below": 1}
+    assert len(answer["predictions"]) == 9
+    for row in answer["predictions"]:
+        assert row["abstained"] is True
+        assert sorted(row["prediction_set"]) == sorted(row["probabilities"])
+        shares = [row["probabilities"][name] for name in row["prediction_set"]]
+        assert shares == sorted(shares, reverse=True)
+        assert row["prediction_set"][0] == row["label"]
+
+
+def test_a_model_of_before_says_that_it_knows_neither(ask: Any, pictures: list[bytes]) -> None:
+    (row,) = ask("POST", "/predict", content=pictures[0]).json()["predictions"]
+    assert (row["abstained"], row["prediction_set"]) == (None, None)
 
 
 def test_openapi_describes_what_is_there_and_no_page_of_another_site_is(ask: Any) -> None:
@@ -244,6 +270,17 @@ def test_openapi_describes_what_is_there_and_no_page_of_another_site_is(ask: Any
     assert set(schema["paths"]) == {"/predict", "/explain", "/health"}
     body = schema["paths"]["/predict"]["post"]["requestBody"]["content"]
     assert set(body) == {"multipart/form-data", "image/*", "application/octet-stream"}
+    fields = schema["components"]["schemas"]
+    assert set(fields["Prediction"]["required"]) == set(fields["Prediction"]["properties"])
+    assert fields["Prediction"]["properties"]["abstained"]["anyOf"] == [
+        {"type": "boolean"},
+        {"type": "null"},
+    ]
+    assert fields["Prediction"]["properties"]["prediction_set"]["anyOf"] == [
+        {"type": "array", "items": {"type": "string"}},
+        {"type": "null"},
+    ]
+    assert set(fields["Calibrated"]["properties"]) == {"temperature", "coverage", "abstain_below"}
     for path in ("/docs", "/redoc", "/docs/oauth2-redirect", "/../../etc/passwd", "/static"):
         response = ask("GET", path)
         assert response.status_code == 404

@@ -23,6 +23,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from finetune.serving.answering import Served
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
@@ -162,16 +164,29 @@ def _serving(app: FastAPI) -> Iterator[str]:
             thread.join()
 
 
-@pytest.fixture
-def page(
-    open_browser: Callable[[], Browser], make_app: Callable[..., FastAPI]
-) -> Iterator[Browser]:
-    browser = open_browser()
-    with _serving(make_app(max_megabytes=1)) as url:
+@contextmanager
+def _showing(browser: Browser, app: FastAPI) -> Iterator[Browser]:
+    with _serving(app) as url:
         browser.send("Page.navigate", url=url)
         browser.wait_for("document.readyState == 'complete' && at('model').textContent[0] == '3'")
         yield browser
         browser.send("Page.navigate", url="about:blank")
+
+
+@pytest.fixture
+def page(
+    open_browser: Callable[[], Browser], make_app: Callable[..., FastAPI]
+) -> Iterator[Browser]:
+    with _showing(open_browser(), make_app(max_megabytes=1)) as browser:
+        yield browser
+
+
+@pytest.fixture
+def doubtful_page(
+    open_browser: Callable[[], Browser], make_app: Callable[..., FastAPI], doubtful: Served
+) -> Iterator[Browser]:
+    with _showing(open_browser(), make_app(doubtful)) as browser:
+        yield browser
 
 
 HOSTILE_NAME = "<img src=x onerror=\"document.title='hacked'\">.png"
@@ -195,6 +210,8 @@ def test_an_image_is_answered_with_classes_and_a_map_and_names_stay_text(
     assert numbers == sorted(numbers, reverse=True)
     assert sum(numbers) == pytest.approx(100, abs=0.3)
     assert page.evaluate("at('label').textContent") == names[0]
+    # The model has neither sets nor a threshold.
+    assert page.evaluate("at('doubt').hidden && at('set').hidden")
     # The map lies on the square that the model saw, and both are there.
     page.wait_for("at('image').naturalWidth == 64 && at('heat').naturalWidth == 64")
     boxes = page.evaluate(
@@ -212,6 +229,46 @@ def test_an_image_is_answered_with_classes_and_a_map_and_names_stay_text(
 
 CLASS_SCRIPT = "<script>document.title='hacked'</script>"
 CLASS_IMAGE = "<img src=x onerror=\"document.title='hacked'\">"
+
+
+def test_doubt_is_told_in_plain_words(
+    doubtful_page: Browser, pictures: list[bytes], tmp_path: Path
+) -> None:
+    page = doubtful_page
+    (tmp_path / "a.png").write_bytes(pictures[0])
+    page.choose(tmp_path / "a.png")
+    page.wait_for("at('status').className == 'done'")
+    assert not page.evaluate("at('doubt').hidden || at('set').hidden")
+    own = page.evaluate("document.querySelector('.row span:last-child').textContent")
+    told = page.evaluate("at('doubt').innerText")
+    assert told.startswith("Not sure: better ask a person\n")
+    assert f"a probability of {own}. Below 100.0 %, its answers were wrong too often" in told
+    names = page.evaluate(
+        "[...document.querySelectorAll('.row span:first-child')].map(x => `“${x.textContent}”`)"
+    )
+    assert page.evaluate("at('set').textContent") == (
+        f"May be any of: {', '.join(names)}. Such a list holds the right class for about 95 % of "
+        "images."
+    )
+    assert page.evaluate("at('status').textContent").endswith("Not sure: better ask a person.")
+    assert page.evaluate("document.title") == "finetune: drop an image"
+    assert page.problems() == []
+
+
+def test_a_sure_answer_after_a_doubtful_one_hides_the_doubt(doubtful_page: Browser) -> None:
+    page = doubtful_page
+    say = "showDoubt({abstained: %s, probability: %s, prediction_set: %s})"
+    page.evaluate("calibrated = {abstain_below: 0.99961, coverage: 0.9}")
+    page.evaluate(say % ("true", 0.99958, json.dumps([str(n) for n in range(25)])))
+    told = page.evaluate("at('why').textContent")
+    # Rounded to a tenth, both would be 100.0 %.
+    assert "probability of 99.958 %. Below 99.961 %" in told
+    text = page.evaluate("at('set').textContent")
+    assert "“19” or 5 more. Such a list holds the right class for about 90 % of images." in text
+    page.evaluate(say % ("false", 1, '["0"]'))
+    assert page.evaluate("at('doubt').hidden && at('set').hidden")
+    page.evaluate(say % ("null", 1, "null"))
+    assert page.evaluate("at('doubt').hidden && at('set').hidden")
 
 
 def test_the_policy_stops_a_script_that_got_in(page: Browser) -> None:
@@ -299,8 +356,9 @@ _CONTRAST = """
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 1200])
 def test_text_is_readable_and_nothing_is_cut_off(
-    page: Browser, pictures: list[bytes], tmp_path: Path, scheme: str, width: int
+    doubtful_page: Browser, pictures: list[bytes], tmp_path: Path, scheme: str, width: int
 ) -> None:
+    page = doubtful_page
     (tmp_path / ("long" * 30 + ".png")).write_bytes(pictures[0])
     page.choose(tmp_path / ("long" * 30 + ".png"))
     page.screenshot(tmp_path / "page.png", width=width, height=900, scheme=scheme)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from finetune.training import probe
 from finetune.training.losses import create_loss
-from finetune.training.probe import fit_probe
+from finetune.training.probe import fit_probe, out_of_fold_probabilities
 
 
 def make_images(*, count=120, width=8, classes=3, spread=1.0, seed=0):
@@ -225,3 +225,99 @@ def test_groups_must_be_of_all_images():
     features, targets = make_images()
     with pytest.raises(ValueError, match="groups: got 2 of 120 images"):
         fit(features, targets, groups=[0, 1])
+    with pytest.raises(ValueError, match="groups: got 2 of 120 images"):
+        out_of_fold(features, targets, groups=[0, 1])
+
+
+def out_of_fold(features, targets, *, num_classes=3, task="multiclass", strength=10.0, **settings):
+    return out_of_fold_probabilities(
+        features, targets, num_classes=num_classes, task=task, strength=strength, seed=0, **settings
+    )
+
+
+@pytest.mark.parametrize("strength", [0.1, 10.0, 1000.0])
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_each_fold_is_what_scikit_learn_says_without_it(strength, task):
+    features, targets = make_images(count=150, width=20, spread=1.5)
+    groups = [index // 2 for index in range(150)]
+    scaled = standardise(features.double()).numpy()
+    folds = probe._deal(targets, groups, 5, 0).T
+    assert sorted(fold.sum() for fold in folds) == [30] * 5
+    hot = functional.one_hot(targets, 3).float()
+    is_multilabel = task == "multilabel"
+    ours = out_of_fold(
+        features, hot if is_multilabel else targets, task=task, strength=strength, groups=groups
+    )
+    for fold in folds:
+        theirs = LogisticRegression(C=1 / strength, tol=1e-9, max_iter=5000)
+        if is_multilabel:
+            expected = [
+                theirs.fit(scaled[~fold], hot[~fold, label]).predict_proba(scaled[fold])[:, 1]
+                for label in range(3)
+            ]
+        else:
+            expected = theirs.fit(scaled[~fold], targets[~fold]).predict_proba(scaled[fold]).T
+        np.testing.assert_allclose(ours[fold].T, expected, atol=2e-3)
+
+
+@given(
+    classes=st.lists(st.integers(0, 3), min_size=1, max_size=20),
+    group=st.integers(1, 4),
+    task=st.sampled_from(["multiclass", "multilabel"]),
+    folds=st.integers(2, 6),
+)
+@settings(max_examples=25)
+def test_every_image_that_can_be_held_out_gets_probabilities(classes, group, task, folds):
+    features = torch.randn(len(classes), 3, generator=torch.Generator().manual_seed(len(classes)))
+    targets = torch.tensor(classes)
+    groups = [index // group for index in range(len(classes))]
+    # A class that is in one group alone cannot be learned without it.
+    homes = {
+        name: {g for c, g in zip(classes, groups, strict=True) if c == name} for name in classes
+    }
+    kept = {g for home in homes.values() if len(home) == 1 for g in home}
+    if task == "multilabel":
+        targets = functional.one_hot(targets, 4).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given = out_of_fold(features, targets, num_classes=4, task=task, groups=groups, folds=folds)
+    assert given.shape == (len(classes), 4)
+    assert given.dtype == torch.float32
+    is_known = given.isfinite().all(1)
+    assert torch.equal(is_known, ~given.isnan().any(1))
+    assert not any(known for known, g in zip(is_known.tolist(), groups, strict=True) if g in kept)
+    assert ((given[is_known] >= 0) & (given[is_known] <= 1)).all()
+    if task == "multiclass":
+        torch.testing.assert_close(given[is_known].sum(1), torch.ones(int(is_known.sum())))
+
+
+def test_the_own_label_says_nothing_about_an_image():
+    features, targets = make_images(count=90, spread=0.3)
+    turned = targets.clone()
+    turned[:6] = (targets[:6] + 1) % 3
+    given = out_of_fold(features, turned, strength=1.0)
+    assert torch.equal(given[:6].argmax(1), targets[:6])
+    # Two copies of an image in different groups tell each other's label; in one group they do not.
+    twins = torch.cat([features, features[:1]])
+    labels = torch.cat([targets, (targets[:1] + 1) % 3])
+    apart = out_of_fold(twins, labels, strength=1e-3, groups=[*range(91)])
+    together = out_of_fold(twins, labels, strength=1e-3, groups=[*range(90), 0])
+    assert together[0].argmax() == together[90].argmax() == targets[0]
+    assert apart[0, targets[0]] < together[0, targets[0]]
+
+
+def test_weights_and_priors_reach_the_folds():
+    targets = torch.tensor([0] * 90 + [1] * 10)
+    features = torch.ones(100, 2)
+    plain = out_of_fold(features, targets, num_classes=2)
+    even = out_of_fold(features, targets, num_classes=2, log_priors=[math.log(0.9), math.log(0.1)])
+    weighed = out_of_fold(features, targets, num_classes=2, class_weights=[1.0, 9.0])
+    assert plain[:, 0].tolist() == pytest.approx([0.9] * 100, abs=0.01)
+    assert even[:, 0].tolist() == pytest.approx([0.5] * 100, abs=0.05)
+    assert weighed[:, 0].tolist() == pytest.approx([0.5] * 100, abs=0.05)
+
+
+def test_no_fold_is_left_out(monkeypatch):
+    monkeypatch.setattr(probe, "ENOUGH_HELD_OUT", 10)
+    features, targets = make_images()
+    assert out_of_fold(features, targets).isfinite().all()

@@ -159,6 +159,7 @@ class Content:
         class_names: in the order of the outputs.
         counts: images of each class, by split.
         split_text: how the images were divided, in a sentence.
+        audit_text: how many images were checked for what, in a sentence.
         findings: of the audit.
         epochs: rows of ``metrics.csv``; ``epoch`` 0 is the probe.
         monitor: the column that chose the best epoch.
@@ -199,6 +200,7 @@ class Content:
     metrics_text: str
     per_class: tuple[ClassRow, ...]
     split_text: str = ""
+    audit_text: str = ""
     findings: tuple[Finding, ...] = ()
     epochs: tuple[Mapping[str, float | None], ...] = ()
     monitor: str = ""

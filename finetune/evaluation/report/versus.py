@@ -1,0 +1,179 @@
+"""Charts of a comparison: what a model is worth by what it costs, and who leads by how much."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from finetune.evaluation.report.content import Value
+from finetune.evaluation.report.scales import Axis, axis_around, describe_number, spread
+from finetune.evaluation.report.svg import HEIGHT, NOTHING, WIDTH, figure_element, px, rule, text
+from finetune.evaluation.report.wording import is_known
+
+_TOP, _BOTTOM, _LEFT, _RIGHT = 30, 46, 52, 22
+_LABEL_GAP = 15
+_LABEL_LETTERS = 22
+_STRIP_WIDTH = 220
+
+
+class Place(NamedTuple):
+    """A model on the chart: its name, what it costs (> 0), what it is worth, and its class."""
+
+    name: str
+    cost: float
+    worth: Value
+    standing: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogAxis:
+    """A scale on which each factor of ten is as long as any other; ``low`` < ``high``, both > 0."""
+
+    label: str
+    low: float
+    high: float
+
+    def place(self, number: float) -> float:
+        """Give where a number lies, 0 at the low end and 1 at the high one."""
+        return math.log(number / self.low) / math.log(self.high / self.low)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Give 1, 2 and 5 times powers of ten within the ends, or the powers alone if these do."""
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        factors = (1, 2, 5) if self.high / self.low < 500 else (1,)
+        numbers = [factor * 10.0**power for power in powers for factor in factors]
+        return [(number, f"{number:g}") for number in numbers if self.low <= number <= self.high]
+
+
+def cost_chart(
+    places: Sequence[Place], *, identity: str, title: str, cost: str, worth: str, is_share: bool
+) -> Markup:
+    """Draw what each model is worth, with its interval, by what it costs.
+
+    Args:
+        places: those without a worth are left out.
+        identity: unique on the page; made of letters, digits and hyphens.
+        title: above the chart.
+        cost: words of the axis across, with the unit.
+        worth: words of the axis upwards.
+        is_share: the worth is a percentage.
+
+    Returns:
+        A ``figure`` element; nothing where no model can be drawn.
+    """
+    shown = [place for place in places if is_known(place.worth.value)]
+    if not shown:
+        return NOTHING
+    across = _cost_axis(cost, [place.cost for place in shown])
+    ends = [end for place in shown for end in _ends(place.worth)]
+    up = axis_around(worth, ends, "share" if is_share else "number", from_zero=False)
+    points = [_point(across, up, place) for place in shown]
+    drawing = [_axes(across, up)]
+    for place, (x, y) in zip(shown, points, strict=True):
+        low, high = (_height(up, end) for end in _ends(place.worth))
+        drawing.append(
+            Markup('<line class="whisker" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(
+                px(x), px(low), px(high)
+            )
+        )
+        drawing.append(
+            Markup('<circle class="model {}" cx="{}" cy="{}" r="5"/>').format(
+                place.standing, px(x), px(y)
+            )
+        )
+    drawing += _labels(shown, points)
+    told = "; ".join(
+        f"{place.name}: {describe_number(up, place.worth.value or 0.0)} at {place.cost:.3g}"
+        for place in shown
+    )
+    return figure_element(
+        NOTHING.join(drawing), identity, title, f"{worth} by {cost}: {told}.", NOTHING
+    )
+
+
+def difference_strip(value: Value, *, reach: float, standing: str) -> Markup:
+    """Draw a difference and its interval beside zero, which is the middle; nothing if undefined.
+
+    It repeats what stands beside it in words, so that it is hidden from screen readers.
+
+    Args:
+        value: the difference.
+        reach: what lies at either end, > 0; the same for every strip of a table.
+        standing: class of the point.
+    """
+    if value.value is None or not is_known(value.value):
+        return NOTHING
+    low, high = _ends(value)
+    ends = [px(_STRIP_WIDTH / 2 * (1 + 0.96 * end / reach)) for end in (low, high, value.value)]
+    return Markup(
+        '<svg class="difference" viewBox="0 0 {width} 20" aria-hidden="true" focusable="false">'
+        '<line class="zero" x1="{middle}" x2="{middle}" y1="0" y2="20"/>'
+        '<line class="range" x1="{}" x2="{}" y1="10" y2="10"/>'
+        '<circle class="model {standing}" cx="{}" cy="10" r="5"/></svg>'
+    ).format(*ends, width=_STRIP_WIDTH, middle=_STRIP_WIDTH // 2, standing=standing)
+
+
+def reach_of(values: Sequence[Value]) -> float:
+    """Say how far the strips of several differences must reach to either side of zero."""
+    ends = [abs(end) for value in values if is_known(value.value) for end in _ends(value)]
+    return max([*ends, 1e-9])
+
+
+def _ends(value: Value) -> tuple[float, float]:
+    middle = value.value or 0.0
+    low, high = (middle if end is None else end for end in (value.low, value.high))
+    return low, high
+
+
+def _cost_axis(words: str, costs: Sequence[float]) -> LogAxis:
+    low, high = min(costs), max(costs)
+    spread_of_all = max(high / low, 2.0)
+    air = spread_of_all**0.12
+    middle = math.sqrt(low * high)
+    return LogAxis(
+        words, middle / math.sqrt(spread_of_all) / air, middle * math.sqrt(spread_of_all) * air
+    )
+
+
+def _point(across: LogAxis, up: Axis, place: Place) -> tuple[float, float]:
+    x = _LEFT + across.place(place.cost) * (WIDTH - _RIGHT - _LEFT)
+    return x, _height(up, place.worth.value or 0.0)
+
+
+def _height(up: Axis, number: float) -> float:
+    floor = HEIGHT - _BOTTOM
+    return floor - up.place(number) * (floor - _TOP)
+
+
+def _axes(across: LogAxis, up: Axis) -> Markup:
+    floor, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
+    parts = [
+        text(_LEFT - 44, 16, up.label, "start", "axis"),
+        text((_LEFT + right) / 2, HEIGHT - 8, across.label, "middle", "axis"),
+    ]
+    for number, words in up.ticks():
+        parts.append(rule(_LEFT, right, _height(up, number), _height(up, number)))
+        parts.append(text(_LEFT - 7, _height(up, number) + 4, words, "end", "tick"))
+    for number, words in across.ticks():
+        x = _LEFT + across.place(number) * (right - _LEFT)
+        parts.append(rule(x, x, floor, _TOP))
+        parts.append(text(x, floor + 17, words, "middle", "tick"))
+    return NOTHING.join(parts)
+
+
+def _labels(places: Sequence[Place], points: Sequence[tuple[float, float]]) -> list[Markup]:
+    """Write names beside their points, on the side with more room, none over another."""
+    parts = []
+    for is_left in (True, False):
+        chosen = [i for i, (x, _) in enumerate(points) if (x < WIDTH / 2) == is_left]
+        heights = spread(
+            [points[i][1] for i in chosen], gap=_LABEL_GAP, low=_TOP + 6, high=HEIGHT - _BOTTOM - 4
+        )
+        for i, height in zip(chosen, heights, strict=True):
+            name, (x, _) = places[i].name, points[i]
+            cut = name if len(name) <= _LABEL_LETTERS else f"{name[: _LABEL_LETTERS - 1]}…"
+            side, anchor = (9, "start") if is_left else (-9, "end")
+            parts.append(text(x + side, height + 4, cut, anchor, "name"))
+    return parts

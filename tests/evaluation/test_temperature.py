@@ -1,0 +1,130 @@
+"""Temperature scaling."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from finetune.evaluation.temperature import (
+    FEWEST_IMAGES,
+    calibrate,
+    fit_temperature,
+    fold_places,
+)
+
+
+def sampled(
+    images: int, classes: int, temperature: float, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits whose probabilities hold once they are divided by the temperature."""
+    rng = np.random.default_rng(seed)
+    true = torch.from_numpy(rng.normal(0, 2, (images, classes)))
+    chosen = [rng.choice(classes, p=row) for row in true.softmax(1).numpy()]
+    return (true * temperature).float(), torch.tensor(chosen)
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+def test_the_temperature_that_was_put_in_is_found(temperature: float) -> None:
+    logits, targets = sampled(4000, 4, temperature)
+    assert fit_temperature(logits, targets, "multiclass") == pytest.approx(temperature, rel=0.08)
+
+
+def test_the_temperature_of_several_labels_is_found() -> None:
+    rng = np.random.default_rng(0)
+    true = torch.from_numpy(rng.normal(0, 2, (3000, 3)))
+    targets = torch.from_numpy((rng.random((3000, 3)) < true.sigmoid().numpy()).astype(np.float32))
+    assert fit_temperature(true * 3, targets, "multilabel") == pytest.approx(3, rel=0.1)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 1000), st.floats(0.3, 4))
+def test_no_other_temperature_has_a_smaller_loss(seed: int, temperature: float) -> None:
+    logits, targets = sampled(80, 3, temperature, seed)
+    found = fit_temperature(logits, targets, "multiclass")
+    best = functional.cross_entropy(logits.double() / found, targets)
+    for factor in (0.9, 0.98, 1.02, 1.1):
+        other = min(max(found * factor, 0.05), 20)
+        assert functional.cross_entropy(logits.double() / other, targets) >= best - 1e-6
+
+
+def test_other_images_gain() -> None:
+    logits, targets = sampled(1500, 5, 3.0)
+    found = calibrate(logits, targets, task="multiclass")
+    assert found.temperature == pytest.approx(3, rel=0.1)
+    assert found.log_loss_before is not None
+    assert found.log_loss_after is not None
+    assert found.ece_before is not None
+    assert found.ece_after is not None
+    assert found.log_loss_after < found.log_loss_before - 0.1
+    assert found.ece_after < found.ece_before / 3
+    assert "too sure" in found.reason
+    fresh, truth = sampled(1500, 5, 3.0, seed=1)
+    assert functional.cross_entropy(fresh / found.temperature, truth) < functional.cross_entropy(
+        fresh, truth
+    )
+
+
+def test_probabilities_that_hold_are_left_alone_or_nearly() -> None:
+    logits, targets = sampled(3000, 3, 1.0)
+    assert calibrate(logits, targets, task="multiclass").temperature == pytest.approx(1, abs=0.06)
+
+
+def test_what_does_not_help_other_images_is_not_done() -> None:
+    """Pure noise: what fits four fifths does not fit the last one."""
+    rng = np.random.default_rng(3)
+    logits = torch.from_numpy(rng.normal(0, 1e-3, (60, 2)))
+    targets = torch.from_numpy(rng.integers(0, 2, 60))
+    found = calibrate(logits, targets, task="multiclass")
+    if found.temperature == 1:
+        assert "No temperature lowers" in found.reason
+    assert found.log_loss_after is not None
+
+
+def test_a_model_without_a_mistake_stays_as_it_is() -> None:
+    targets = torch.arange(100) % 2
+    logits = functional.one_hot(targets, 2).double() * 3
+    found = calibrate(logits, targets, task="multiclass")
+    assert found.temperature == 1
+    assert "no answer on validation is wrong" in found.reason
+
+
+def test_too_few_images_are_said_to_be() -> None:
+    logits, targets = sampled(FEWEST_IMAGES - 1, 3, 3.0)
+    found = calibrate(logits, targets, task="multiclass")
+    assert (found.temperature, found.ece_before) == (1.0, None)
+    assert "49 validation images are fewer than 50" in found.reason
+    one = calibrate(*sampled(60, 3, 3.0), task="multiclass", groups=["a"] * 60)
+    assert one.temperature == 1
+    assert "one group" in one.reason
+
+
+@given(
+    st.lists(st.sampled_from([None, "a", "b", "c", "d"]), min_size=2, max_size=40),
+    st.integers(0, 100),
+)
+def test_folds_keep_groups_whole(groups: list[str | None], seed: int) -> None:
+    places = fold_places(len(groups), groups, seed=seed, folds=5)
+    units = len({name for name in groups if name}) + groups.count(None)
+    if units < 2:
+        assert places is None
+        return
+    assert places is not None
+    assert set(places) == set(range(min(5, units)))
+    for name in set(groups) - {None}:
+        assert (
+            len({place for place, group in zip(places, groups, strict=True) if group == name}) == 1
+        )
+
+
+def test_ten_thousand_images_of_a_thousand_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2_000, 500, generator=generator) * 3
+    targets = torch.randint(0, 500, (2_000,), generator=generator)
+    began = time.monotonic()
+    assert fit_temperature(logits, targets, "multiclass") > 5  # the logits say nothing of these
+    with capsys.disabled():
+        print(f"\n2,000 x 500: {time.monotonic() - began:.2f} s")
