@@ -82,7 +82,7 @@ def test_there_are_examples_for_every_verb():
 @pytest.mark.parametrize("line", sorted({line for _, line in EXAMPLES if "VERB" not in line}))
 def test_examples_can_be_typed(line, monkeypatch, tmp_path):
     ran = []
-    monkeypatch.setattr(cli, "_run", lambda *job: ran.append(job))
+    monkeypatch.setattr(cli, "_run", lambda *job, **more: ran.append(job))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "latest").mkdir(parents=True)
     (tmp_path / "runs" / "latest" / "config.yaml").write_text("seed: 0")

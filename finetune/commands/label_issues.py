@@ -26,7 +26,7 @@ class LabelIssueRow:
         label: as given.
         suggested: what it looks more like.
         probability: of that.
-        score: probability of ``suggested`` less that of ``label``, in (0, 1].
+        score: how improbable ``label`` is, in (0, 1].
         note: in a sentence, where the label is one of several.
     """
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from finetune.commands.entrants import Entrant
-from finetune.evaluation.report.comparison import Measure, Pair
+from finetune.evaluation.report.comparison import Measure, Pair, Standing
 from finetune.evaluation.report.content import Value
 from finetune.evaluation.significance import (
     SIGNIFICANT,
@@ -15,6 +15,7 @@ from finetune.evaluation.significance import (
     number_units,
     paired_bootstrap,
     paired_score,
+    sign_interval,
     swap_test,
 )
 from finetune.models.answers import Task, as_hot, decide
@@ -136,13 +137,18 @@ def compare_pair(best: Entrant, other: Entrant, headline: Headline, resamples: i
     lead = difference(score, num_units)
     if math.isnan(lead):
         return pair
-    ends = paired_bootstrap(score, num_units, resamples=resamples)
-    low, high = sorted(headline.sign * end for end in ends) if ends else (None, None)
+    ends = list(paired_bootstrap(score, num_units, resamples=resamples) or ())
     if headline.key in ("accuracy", "exact_match") and num_units == len(units):
         p: float | None = mcnemar(pair.only_best, pair.only_other)
+        # Of few images that tell the two apart, the bootstrap is surer than the test.
+        ends += sign_interval(pair.only_other, pair.only_best, num_units)
     else:
         p = swap_test(score, num_units, resamples=resamples)
-    return replace(pair, advantage=Value(headline.sign * lead, low, high), p=p)
+    advantage = Value(headline.sign * lead)
+    if ends and max(ends) > min(ends):  # an interval without width would claim certainty
+        low, high = sorted((headline.sign * min(ends), headline.sign * max(ends)))
+        advantage = replace(advantage, low=low, high=high)
+    return replace(pair, advantage=advantage, p=p)
 
 
 def _shared(best: Entrant, other: Entrant) -> list[tuple[int, int]]:
@@ -162,8 +168,12 @@ def correct(pairs: Sequence[Pair]) -> list[Pair]:
     corrected = iter(holm([pair.p for pair in pairs if pair.p is not None]))
     judged = []
     for pair in pairs:
-        if pair.p is not None:
+        if pair.p is not None and pair.advantage is not None:
             p = next(corrected)
-            pair = replace(pair, p_corrected=p, standing="worse" if p <= SIGNIFICANT else "equal")
+            # Where the images differ in part, the best of all may be behind on those shared.
+            is_ahead = (pair.advantage.value or 0.0) > 0
+            told_apart: Standing = "worse" if is_ahead else "unknown"
+            standing = told_apart if p <= SIGNIFICANT else "equal"
+            pair = replace(pair, p_corrected=p, standing=standing)
         judged.append(pair)
     return judged

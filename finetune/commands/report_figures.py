@@ -69,10 +69,10 @@ _NOTES: Mapping[str, tuple[str, str, bool]] = {
     ),
 }
 _RULES = {
-    "default": "default, 0.5",
-    "youden": "Youden's: most sensitivity plus specificity",
-    "min_sensitivity": "keeps the sensitivity that was asked",
-    "min_specificity": "keeps the specificity that was asked",
+    "default": "the usual 0.5",
+    "youden": "most sensitivity plus specificity (Youden)",
+    "min_sensitivity": "keeps the sensitivity asked for",
+    "min_specificity": "keeps the specificity asked for",
 }
 
 
@@ -107,7 +107,7 @@ def metrics_text(metrics: AnyMetrics, intervals: Intervals | None) -> str:
         parts.append(
             f"Intervals are 95 % intervals, by {intervals.resamples:,} bootstrap resamples of "
             f"{intervals.units:,} independent units (images, or groups of images that belong "
-            "together); exact binomial ones where every answer is right or every one wrong."
+            "together); exact ones where too few answers are right, or wrong, for that."
         )
     if isinstance(metrics, MultilabelMetrics):
         parts.append("A label is given from a probability of 0.5 on.")
@@ -162,17 +162,22 @@ def curves(model: Model, found: Measured) -> tuple[tuple[Series, ...], tuple[Ser
 
 
 def operating_rows(points: Sequence[OperatingPoint]) -> tuple[OperatingRow, ...]:
-    """Make the rows of the thresholds for two classes, with exact intervals."""
+    """Make a row of each threshold for two classes, with exact intervals and all its rules."""
+    rules: dict[float, list[str]] = {}
+    for point in points:
+        rules.setdefault(point.threshold, []).append(_RULES.get(point.rule, point.rule))
+    first = {point.threshold: point for point in reversed(points)}
     return tuple(
         OperatingRow(
-            rule=_RULES.get(point.rule, point.rule),
-            threshold=point.threshold,
+            rule="; ".join(names),
+            threshold=threshold,
             sensitivity=_share(point.tp, point.tp + point.fn),
             specificity=_share(point.tn, point.tn + point.fp),
             positive_predictive_value=_share(point.tp, point.tp + point.fp),
             negative_predictive_value=_share(point.tn, point.tn + point.fn),
         )
-        for point in points
+        for threshold, names in rules.items()
+        for point in (first[threshold],)
     )
 
 
@@ -248,9 +253,8 @@ def sets_text(model: Model, found: Measured, calibrated: Calibrated | None) -> s
         return "No prediction sets: too few validation images for the coverage, or none asked."
     low, high = expected_range(rule.images, rule.coverage)
     text = (
-        f"A prediction set holds every class that may be true. Sets were made to hold the true "
-        f"class of {rule.coverage:.0%} of the images; here they hold it in "
-        f"{percent(report.coverage)}. A set has {report.mean_size:.2f} classes on average, and "
+        f"Sets were made to hold the true class of {percent(rule.coverage)} of the images; here "
+        f"they hold it in {percent(report.coverage)}. A set has {report.mean_size:.2f} classes on average, and "
         f"{percent(report.share_single)} have a single one."
     )
     if report.is_above_by_accuracy:

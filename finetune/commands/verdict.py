@@ -6,6 +6,7 @@ from finetune.commands.entrants import Entrant
 from finetune.commands.ranking import Headline
 from finetune.evaluation.report.comparison import Contender, Measure, Pair, write_p
 from finetune.evaluation.report.content import Value
+from finetune.evaluation.significance import SIGNIFICANT
 
 
 def amount(value: float, measure: Measure, *, is_difference: bool = False) -> str:
@@ -55,19 +56,15 @@ def in_words(pair: Pair, measure: Measure, split: str, *, comparisons: int) -> s
     where = f"on the same {pair.images} images"
     if pair.units != pair.images:
         where += f" of {pair.units} groups"
-    chance = _chance(p)
+    chance = write_p(pair.p_corrected)
+    chance = f"p {chance}" if chance.startswith("<") else f"p = {chance}"
     if comparisons > 1:
-        chance += f" ({write_p(pair.p_corrected)} corrected)"
-    if pair.standing == "worse":
+        chance += f", corrected for {comparisons} comparisons"
+    if pair.p_corrected <= SIGNIFICANT:
         return f"{ahead} is better than {behind} by {size} {where}, {chance}."
     if lead.value == 0:
         return f"{ahead} and {behind} cannot be told apart: neither leads {where}, {chance}."
     return f"{ahead} and {behind} cannot be told apart: {ahead} leads by {size} {where}, {chance}."
-
-
-def _chance(p: float) -> str:
-    text = write_p(p)
-    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def _untested(pair: Pair, split: str, measure: Measure) -> str:
@@ -181,7 +178,7 @@ def explain(
             )
         else:
             text += " Below 0.05, a model counts as worse than the best."
-        lines.append(text)
+        lines.append(f"{text} In small samples, that is stricter than the interval.")
         lines.append(
             "That two models cannot be told apart does not show that they are equal: more images "
             "may tell."

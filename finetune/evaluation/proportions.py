@@ -54,19 +54,26 @@ def exact_limits(proportion: Proportion, level: float) -> Limits | None:
         proportion: what was counted.
         level: of the interval, in (0, 1).
 
-    Source: Clopper & Pearson 1934, "The use of confidence or fiducial limits illustrated in the
-    case of the binomial"; the number of units is Kish's effective sample size (1965).
+    Source: Kish 1965, "Survey Sampling", on the effective number.
     """
     trials = float(proportion.trials.sum())
     if not trials:
         return None
     value = float(proportion.successes.sum()) / trials
     number = trials**2 / float((proportion.trials**2).sum())
-    tail, hits, misses = (1 - level) / 2, value * number, (1 - value) * number
-    return Limits(
-        value,
-        low=float(beta.ppf(tail, hits, misses + 1)) if hits else 0.0,
-        high=float(beta.ppf(1 - tail, hits + 1, misses)) if misses else 1.0,
+    return Limits(value, *clopper_pearson(value * number, (1 - value) * number, level))
+
+
+def clopper_pearson(hits: float, misses: float, level: float) -> tuple[float, float]:
+    """Give the exact interval of the probability of a hit; neither count needs to be whole.
+
+    Source: Clopper & Pearson 1934, "The use of confidence or fiducial limits illustrated in the
+    case of the binomial".
+    """
+    tail = (1 - level) / 2
+    return (
+        float(beta.ppf(tail, hits, misses + 1)) if hits else 0.0,
+        float(beta.ppf(1 - tail, hits + 1, misses)) if misses else 1.0,
     )
 
 

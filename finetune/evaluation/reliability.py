@@ -4,8 +4,12 @@ Shapes: ``N`` images, ``C`` classes or labels.
 
 With ``multiclass``, what is binned is the probability of the answer (its top label), and right
 means that the answer is. With ``multilabel``, it is the probability of every label of every image,
-and right means that the image shows it. Bins have equal width; a probability on a border belongs
-to the bin that ends there, as 0 belongs to the first.
+and right means that the image shows it, so that a label that is denied for good reason counts as
+little confidence and rarely right, which is calibrated.
+
+Bins have equal width; a probability on a border belongs to the bin that ends there, as 0 belongs
+to the first. That is the code of Guo et al. 2017; torchmetrics puts it into the next bin, and
+probabilities of exactly 1 into a bin of their own.
 """
 
 from dataclasses import dataclass
@@ -72,6 +76,8 @@ def expected_calibration_error(
 
     Source: Naeini et al. 2015, "Obtaining well calibrated probabilities using Bayesian binning".
     """
+    if not len(probabilities):
+        raise ValueError("probabilities: got no image, expected at least one.")
     found = reliability_bins(probabilities, targets, task, bins)
     total = sum(row.count for row in found)
     return sum(row.count * abs(row.confidence - row.accuracy) for row in found) / total
@@ -86,8 +92,9 @@ def answers_to_bin(probabilities: Tensor, targets: Tensor, task: Task) -> tuple[
     is_true = as_hot(targets.cpu(), numbers.shape[1])
     if task == "multilabel":
         return numbers.flatten(), is_true.flatten()
-    confidence, given = numbers.max(dim=1)
-    return confidence, is_true.gather(1, given.unsqueeze(1)).squeeze(1)
+    # The answer is that of argmax: of equal probabilities, max may point at another one.
+    given = numbers.argmax(dim=1, keepdim=True)
+    return numbers.gather(1, given).squeeze(1), is_true.gather(1, given).squeeze(1)
 
 
 def bin_places(confidence: Tensor, bins: int) -> Tensor:

@@ -54,6 +54,22 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
 
+def sign_interval(only_first: int, only_second: int, num_images: int) -> tuple[float, float]:
+    """Give the 95 % interval of the second model's share right minus the first's, as by `mcnemar`.
+
+    The number of images on which one alone is right is taken as given: exact for which of the two
+    it is, and it holds zero just where p is above 0.05.
+
+    Source: Clopper & Pearson 1934; Fagerland, Lydersen & Laake 2014 on conditional intervals.
+    """
+    discordant = only_first + only_second
+    if not discordant:
+        return 0.0, 0.0
+    share = binomtest(only_second, discordant).proportion_ci(0.95, method="exact")
+    scale = discordant / num_images
+    return float(2 * share.low - 1) * scale, float(2 * share.high - 1) * scale
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Correct p values for their number, so that one in twenty such families errs at 0.05.
 

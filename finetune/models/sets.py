@@ -25,9 +25,12 @@ def set_scores(probabilities: Tensor, *, penalty: float, free_ranks: int) -> Ten
     """
     numbers = probabilities.detach().cpu().double()
     ordered, order = numbers.sort(dim=1, descending=True, stable=True)
-    before = ordered.cumsum(dim=1) - ordered
+    # Summed up without the class itself: to subtract it again would leave rounding, after which a
+    # class could score less than a more probable one.
+    before = torch.zeros_like(ordered)
+    before[:, 1:] = ordered[:, :-1].cumsum(dim=1)
     ranks = torch.arange(1, numbers.shape[1] + 1, dtype=torch.float64)
-    scores = before.clamp(min=0) + penalty * (ranks - free_ranks).clamp(min=0)
+    scores = before + penalty * (ranks - free_ranks).clamp(min=0)
     return torch.empty_like(scores).scatter_(1, order, scores)
 
 

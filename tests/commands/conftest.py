@@ -18,6 +18,7 @@ QUICK = (
     "optimizer.lr=3e-3",
     "optimizer.backbone_lr_factor=1",
     "dataset.workers=0",
+    "evidence=none",
 )
 
 
@@ -32,7 +33,7 @@ def trained(stripes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the run directory of a training on the stripes; do not change it."""
     runs = tmp_path_factory.mktemp("runs")
     words = ["train", f"dataset.root={stripes}", f"runs={runs}", "name=first", *QUICK]
-    assert main([*words, "dataset.test_fraction=0.2"]) == 0
+    assert main([*words, "dataset.test_fraction=0.2", "evidence=full"]) == 0
     return runs / "stripes" / "first"
 
 

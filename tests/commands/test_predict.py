@@ -26,7 +26,7 @@ from finetune.commands import predictor
 from finetune.exports.bundle import load_model, set_evidence
 from finetune.exports.description import PredictionSets, read_description
 from finetune.exports.exported import Exported
-from finetune.exports.onnx import save_onnx
+from finetune.exports.torchscript import save_torchscript
 from finetune.prediction.predict import Prediction
 from finetune.prediction.views import make_views
 
@@ -464,13 +464,14 @@ def test_a_model_of_before_marks_nothing_and_has_no_sets(
 def test_an_exported_file_knows_what_its_model_was_calibrated_to(
     calibrated: Path, photos: Path, tmp_path: Path
 ) -> None:
-    save_onnx(load_model(calibrated), tmp_path / "model.onnx", dtype=torch.float32)
-    for run in (calibrated, tmp_path / "model.onnx"):
+    save_torchscript(load_model(calibrated), tmp_path / "model.ts", dtype=torch.float32)
+    for run in (calibrated, tmp_path / "model.ts"):
         output = f"output={tmp_path / run.name}.csv"
-        assert predict(run, f"input={photos}", output, "sets=true", "batch_size=1") == 0
+        words = [f"input={photos}", output, "sets=true", "batch_size=1", "trust=true"]
+        assert predict(run, *words) == 0
     columns = ("path", "label", "abstained", "prediction_set")
     bundles = pick(tmp_path / "calibrated.csv", *columns)
-    assert pick(tmp_path / "model.onnx.csv", *columns) == bundles
+    assert pick(tmp_path / "model.ts.csv", *columns) == bundles
     assert {row["abstained"] for row in bundles} == {"true", "false", ""}
 
 

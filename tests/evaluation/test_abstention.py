@@ -90,3 +90,45 @@ def test_the_best_order_has_the_smallest_area() -> None:
     right = torch.tensor([True, True, True, False])
     sure = torch.tensor([0.9, 0.8, 0.7, 0.6])
     assert risk_coverage(sure, right).area < risk_coverage(-sure, right).area
+
+
+@given(answers)
+def test_the_curve_ends_with_the_plain_error_and_its_area_is_a_mean(
+    rows: list[tuple[float, bool]],
+) -> None:
+    """The area is the mean, over the images, of the error where each is the last to be answered."""
+    sure, right = parted(rows)
+    curve = risk_coverage(sure, right)
+    assert curve.risk[-1] == pytest.approx(float((~right).double().mean()))
+    each = [float((~right[sure >= one]).double().mean()) for one in sure]
+    assert curve.area == pytest.approx(np.mean(each))
+    order = torch.randperm(len(sure), generator=torch.Generator().manual_seed(len(sure)))
+    again = risk_coverage(sure[order], right[order])
+    assert torch.equal(again.threshold, curve.threshold)
+    assert again.area == pytest.approx(curve.area)
+
+
+def test_no_threshold_parts_what_rounding_would_mix() -> None:
+    """Two answers that differ by a bit of float32 are answered together, or left out."""
+    near = float(np.nextafter(np.float32(0.6), np.float32(0)))
+    sure = torch.tensor([0.9, 0.85, 0.8, 0.75, 0.6, near, 0.3])
+    right = torch.tensor([True, True, True, True, True, False, False])
+    found = choose_threshold(sure, right, max_error=0.0)
+    assert found is not None
+    assert 0.6 < found.threshold < 0.75
+    assert found.coverage == pytest.approx(4 / 7)
+    # Near 1, where the same logits give far less noise, less of a gap is enough.
+    sure = torch.tensor([1 - 1e-6, 1 - 1e-6, 1 - 3e-6], dtype=torch.float64)
+    found = choose_threshold(sure, torch.tensor([True, True, False]), max_error=0.0)
+    assert found is not None
+    assert found.threshold == pytest.approx(1 - 2e-6, abs=1e-9)
+
+
+def test_a_threshold_is_a_probability_also_where_rounding_exceeds_one() -> None:
+    sure = torch.tensor([1 + 1.2e-7, 1.0, 1.0, 0.4])
+    right = torch.tensor([True, True, False, False])
+    found = choose_threshold(sure, right, max_error=0.4)
+    assert found is not None
+    assert 0.4 < found.threshold <= 1
+    assert choose_threshold(sure, right, max_error=0.1) is None
+    assert "more than half" in why_no_threshold(sure, right, max_error=0.1)

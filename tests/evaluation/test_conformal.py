@@ -1,12 +1,17 @@
 """Prediction sets hold the true class as often as was asked."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune.evaluation import conformal
 from finetune.evaluation.conformal import (
+    FREE_RANKS,
+    PENALTY,
     SetRule,
     cross_fitted_coverage,
     describe_sets,
@@ -14,6 +19,7 @@ from finetune.evaluation.conformal import (
     fit_sets,
     is_reliable,
 )
+from finetune.models.sets import set_scores
 
 
 def sampled(
@@ -91,9 +97,61 @@ def test_the_expected_range_is_what_a_simulation_finds(images: int) -> None:
     assert (low, high) == pytest.approx(tuple(np.quantile(limits, (0.025, 0.975))), abs=0.006)
 
 
+def test_limits_that_are_chosen_anew_cover_as_often_as_was_promised() -> None:
+    """With 60 images, no one limit is to be relied on; over many, the mean and the range hold."""
+    rows, targets = sampled(60_000, 5, 1.5, seed=7)
+    fresh = set_scores(rows[48_000:], penalty=0, free_ranks=1).gather(1, targets[48_000:, None])
+    coverages = []
+    for first in range(0, 48_000, 60):
+        rule = fit_sets(rows[first : first + 60], targets[first : first + 60], coverage=0.9)
+        assert rule is not None
+        coverages.append(float((fresh <= rule.limit).double().mean()))
+    assert 0.9 - 0.005 <= np.mean(coverages) <= 0.9 + 1 / 61 + 0.005
+    low, high = expected_range(60, 0.9)
+    assert np.mean([low <= one <= high for one in coverages]) == pytest.approx(0.95, abs=0.03)
+
+
+def test_classes_in_a_long_tail_are_penalised_but_coverage_holds() -> None:
+    rows, targets = sampled(4000, 200, 2.0, seed=2)
+    rule = fit_sets(rows[:2000], targets[:2000], coverage=0.9)
+    assert rule is not None
+    assert (rule.penalty, rule.free_ranks) == (PENALTY, FREE_RANKS)
+    report = describe_sets(rows[2000:], targets[2000:], rule)
+    plain = set_scores(rows, penalty=0, free_ranks=1)
+    of_true = plain[:2000].gather(1, targets[:2000, None]).squeeze(1)
+    limit = float(of_true.kthvalue(math.ceil(2001 * 0.9)).values)
+    without = describe_sets(rows[2000:], targets[2000:], SetRule(0.9, limit, 0.0, 1, 2000))
+    assert report.coverage == pytest.approx(0.9, abs=0.02)
+    assert len(report.sizes) < len(without.sizes)
+    two = fit_sets(*sampled(100, 2, 1.0, seed=0), coverage=0.9)
+    assert two is not None
+    assert two.penalty == 0
+
+
+def test_rounding_in_another_runtime_changes_no_set_of_the_calibration_images() -> None:
+    rows, targets = sampled(500, 4, 1.5, seed=3)
+    rule = fit_sets(rows, targets, coverage=0.9)
+    assert rule is not None
+    noise = torch.from_numpy(np.random.default_rng(0).uniform(-2e-6, 2e-6, rows.shape))
+    assert describe_sets(rows + noise, targets, rule) == describe_sets(rows, targets, rule)
+
+
+def test_images_in_parts_are_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, targets = sampled(300, 12, 1.5, seed=4)
+    rule = fit_sets(rows, targets, coverage=0.8)
+    assert rule is not None
+    whole = describe_sets(rows, targets, rule)
+    monkeypatch.setattr(conformal, "_CHUNK", 12 * 7)
+    assert fit_sets(rows, targets, coverage=0.8) == rule
+    assert describe_sets(rows, targets, rule) == whole
+
+
 def test_few_images_are_not_relied_on() -> None:
     assert not is_reliable(153, 0.95)
-    assert is_reliable(2000, 0.95)
+    assert not is_reliable(790, 0.95)
+    assert is_reliable(910, 0.95)
+    assert not is_reliable(910, 0.9)
+    assert is_reliable(1650, 0.9)
     assert expected_range(10, 0.95) == (0.0, 1.0)
 
 
@@ -101,5 +159,11 @@ def test_images_that_the_limit_was_not_chosen_on() -> None:
     rows, targets = sampled(3000, 4, 1.5, seed=5)
     found = cross_fitted_coverage(rows, targets, coverage=0.9)
     assert found == pytest.approx(0.9, abs=0.015)
+    assert found == cross_fitted_coverage(rows, targets, coverage=0.9)
+    # Whole groups that are unlike the others are not covered as was promised.
+    unlike = rows.clone()
+    unlike[:600] = unlike[:600].flip(1)
+    groups = [str(place // 600) for place in range(3000)]
+    assert cross_fitted_coverage(unlike, targets, coverage=0.9, groups=groups) != found
     assert cross_fitted_coverage(rows[:20], targets[:20], coverage=0.95) is None
     assert cross_fitted_coverage(rows[:9], targets[:9], coverage=0.5, groups=["a"] * 9) is None

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 from torch import Tensor
 
 from finetune.errors import DataError, FinetuneError
@@ -21,6 +22,7 @@ Case = tuple[Tensor, Tensor]
 
 # A time limit per example fails on a busy machine.
 relaxed = settings(deadline=None, max_examples=50)
+thorough = settings(deadline=None, max_examples=200)
 
 
 @st.composite
@@ -54,7 +56,7 @@ def same(ours: float | None, theirs: float) -> bool:
     return np.isnan(theirs) if ours is None else bool(np.isclose(ours, theirs, atol=1e-6))
 
 
-@relaxed
+@thorough
 @given(cases())
 def test_counts_and_scores_equal_scikit_learn(case: Case) -> None:
     probabilities, labels = case[0].numpy(), case[1].numpy()
@@ -62,20 +64,84 @@ def test_counts_and_scores_equal_scikit_learn(case: Case) -> None:
     ours = measure(case)
     assert ours.n == len(labels)
     assert same(ours.accuracy, sk.accuracy_score(labels, predicted))
-    for score, theirs, zero_division in (
-        (ours.balanced_accuracy, sk.recall_score, np.nan),
-        (ours.macro_recall, sk.recall_score, np.nan),
-        (ours.macro_precision, sk.precision_score, np.nan),
-        (ours.macro_f1, sk.f1_score, 0),
-    ):
-        expected = theirs(
-            labels, predicted, labels=present, average="macro", zero_division=zero_division
-        )
-        assert same(score, expected), theirs.__name__
+    precision, recall, _, _ = sk.precision_recall_fscore_support(
+        labels, predicted, labels=present, average="macro", zero_division=np.nan
+    )
+    assert same(ours.balanced_accuracy, recall)
+    assert same(ours.macro_recall, recall)
+    assert same(ours.macro_precision, precision)
+    expected = sk.f1_score(labels, predicted, labels=present, average="macro", zero_division=0)
+    assert same(ours.macro_f1, expected)
     every = np.arange(probabilities.shape[1])
     expected = sk.confusion_matrix(labels, predicted, labels=every)
     assert np.array_equal(np.array(ours.confusion_matrix), expected)
+    if len(every) == 2:
+        recalls = sk.recall_score(
+            labels, predicted, labels=every, average=None, zero_division=np.nan
+        )
+        assert same(ours.specificity, recalls[0])
+        assert same(ours.sensitivity, recalls[1])
+    else:
+        assert (ours.sensitivity, ours.specificity) == (None, None)
+
+
+@thorough
+@given(cases())
+def test_scores_of_probabilities_equal_scikit_learn(case: Case) -> None:
+    probabilities, labels = case[0].numpy(), case[1].numpy()
+    ours, every = measure(case), np.arange(probabilities.shape[1])
     assert same(ours.log_loss, sk.log_loss(labels, probabilities, labels=every))
+    expected = sk.brier_score_loss(labels, probabilities, labels=every, scale_by_half=False)
+    assert same(ours.brier_score, expected)
+    confidence, edges = probabilities.max(1), np.linspace(0, 1, 16)
+    # On a border, the bin hangs on the last digit of 1 / 3.
+    if np.abs(confidence[:, None] - edges[1:-1]).min() > 1e-9:
+        is_right = probabilities.argmax(1) == labels
+        accuracy, mean = calibration_curve(is_right, confidence, n_bins=15)
+        counts = np.bincount(np.searchsorted(edges[1:-1], confidence))
+        expected = counts[counts > 0] / len(labels) @ np.abs(accuracy - mean)
+        assert same(ours.expected_calibration_error, expected)
+
+
+@thorough
+@given(cases())
+def test_agreement_equals_scikit_learn_where_it_is_defined(case: Case) -> None:
+    labels, predicted = case[1].numpy(), case[0].numpy().argmax(1)
+    ours = measure(case)
+    if len({*labels, *predicted}) == 1:
+        assert ours.cohen_kappa is None
+    else:
+        assert ours.cohen_kappa is not None
+        assert same(ours.cohen_kappa, sk.cohen_kappa_score(labels, predicted))
+    if len({*labels}) == 1 or len({*predicted}) == 1:
+        assert ours.matthews_correlation is None
+    else:
+        assert ours.matthews_correlation is not None
+        assert same(ours.matthews_correlation, sk.matthews_corrcoef(labels, predicted))
+
+
+@thorough
+@given(cases())
+def test_classes_equal_scikit_learn(case: Case) -> None:
+    probabilities, labels = case[0].numpy(), case[1].numpy()
+    predicted, ours = probabilities.argmax(1), measure(case)
+    every = np.arange(probabilities.shape[1])
+    precision, recall, f1, support = sk.precision_recall_fscore_support(
+        labels, predicted, labels=every, zero_division=np.nan
+    )
+    for index, row in enumerate(ours.per_class):
+        is_true = labels == index
+        assert row.support == support[index]
+        assert same(row.precision, precision[index])
+        assert same(row.recall, recall[index])
+        # scikit-learn has an F1 where only predictions are; without true images we have none.
+        assert same(row.f1, f1[index] if is_true.any() else np.nan)
+        if is_true.any() and not is_true.all():
+            scores = probabilities[:, index]
+            assert same(row.auroc, sk.roc_auc_score(is_true, scores))
+            assert same(row.average_precision, sk.average_precision_score(is_true, scores))
+        else:
+            assert (row.auroc, row.average_precision) == (None, None)
 
 
 @relaxed
@@ -117,7 +183,7 @@ def test_mean_average_precision_is_macro_over_what_is_defined(case: Case) -> Non
         assert ours.mean_average_precision is None
 
 
-@relaxed
+@thorough
 @given(cases(max_classes=9))
 def test_top5_counts_only_with_more_than_five_classes(case: Case) -> None:
     probabilities, labels = case
@@ -125,12 +191,14 @@ def test_top5_counts_only_with_more_than_five_classes(case: Case) -> None:
     if probabilities.shape[1] <= 5:
         assert ours.top5_accuracy is None
         return
-    of_true = probabilities.gather(1, labels[:, None])
-    # Ties may be ranked either way.
-    surely = ((probabilities >= of_true).sum(1) <= 5).double().mean().item()
-    perhaps = ((probabilities > of_true).sum(1) < 5).double().mean().item()
-    assert ours.top5_accuracy is not None
-    assert surely - 1e-6 <= ours.top5_accuracy <= perhaps + 1e-6
+    # scikit-learn ranks equal probabilities in the other order of classes.
+    mirrored = sk.top_k_accuracy_score(
+        probabilities.shape[1] - 1 - labels.numpy(),
+        probabilities.flip(1).numpy(),
+        k=5,
+        labels=np.arange(probabilities.shape[1]),
+    )
+    assert same(ours.top5_accuracy, mirrored)
 
 
 @relaxed
@@ -191,6 +259,19 @@ def test_precision_of_the_softmax_does_not_matter(dtype: torch.dtype) -> None:
 def test_a_certain_mistake_costs_36_nats() -> None:
     ours = classification_metrics(torch.tensor([[1.0, 0.0]]), torch.tensor([1]), ["a", "b"])
     assert ours.log_loss == pytest.approx(36.04, abs=0.01)
+
+
+def test_a_brier_score_is_two_where_everything_is_certain_and_wrong() -> None:
+    ours = classification_metrics(torch.eye(3), torch.tensor([1, 2, 0]), ["a", "b", "c"])
+    assert ours.brier_score == 2
+    assert ours.expected_calibration_error == 1
+
+
+def test_one_answer_for_everything_agrees_as_chance_does_and_correlates_with_nothing() -> None:
+    ours = classification_metrics(
+        torch.tensor([[0.9, 0.1]] * 4), torch.tensor([0, 0, 0, 1]), ["well", "ill"]
+    )
+    assert (ours.cohen_kappa, ours.matthews_correlation) == (0, None)
 
 
 def test_no_image_is_the_users_mistake() -> None:

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 from torch import Tensor
 
 from finetune.errors import DataError, FinetuneError
@@ -19,6 +20,7 @@ from finetune.evaluation.scores import (
 
 # A time limit per example fails on a busy machine.
 relaxed = settings(deadline=None, max_examples=40)
+thorough = settings(deadline=None, max_examples=200)
 
 
 @st.composite
@@ -29,11 +31,16 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     shares = draw(
         st.lists(st.sampled_from([0.0, 0.3, 1.0]), min_size=num_classes, max_size=num_classes)
     )
-    probabilities = torch.from_numpy(rng.integers(0, 11, (n, num_classes)) / 10)
+    numbers = rng.integers(0, 11, (n, num_classes)) / 10 if draw(st.booleans()) else None
+    probabilities = torch.from_numpy(rng.random((n, num_classes)) if numbers is None else numbers)
     return probabilities, torch.from_numpy(rng.random((n, num_classes)) < shares).float()
 
 
-@relaxed
+def same(ours: float | None, theirs: float) -> bool:
+    return np.isnan(theirs) if ours is None else bool(np.isclose(ours, theirs, atol=1e-6))
+
+
+@thorough
 @given(cases())
 def test_scores_equal_scikit_learn(case: tuple[Tensor, Tensor]) -> None:
     names = [f"label {index}" for index in range(case[0].shape[1])]
@@ -51,6 +58,63 @@ def test_scores_equal_scikit_learn(case: tuple[Tensor, Tensor]) -> None:
         class_average_precisions(case[0], is_true),
     )
     assert ours.absent_classes == tuple(row.name for row in ours.per_class if not row.support)
+
+
+@thorough
+@given(cases())
+def test_classes_and_means_equal_scikit_learn(case: tuple[Tensor, Tensor]) -> None:
+    num_classes = case[0].shape[1]
+    ours = multilabel_metrics(*case, [str(index) for index in range(num_classes)])
+    # scikit-learn takes one column alone for something else than a label.
+    blank = np.zeros((len(case[0]), 1), bool)
+    targets = np.hstack([case[1].numpy() > 0, blank])
+    is_given = np.hstack([case[0].numpy() >= 0.5, blank])
+    every, present = np.arange(num_classes), np.flatnonzero(targets.any(0))
+    precision, recall, f1, support = sk.precision_recall_fscore_support(
+        targets, is_given, labels=every, zero_division=np.nan
+    )
+    for index, row in enumerate(ours.per_class):
+        assert row.support == support[index]
+        assert same(row.precision, precision[index])
+        assert same(row.recall, recall[index])
+        assert same(row.f1, f1[index] if support[index] else np.nan)
+    for score, by_class in (
+        (ours.macro_precision, precision[present]),
+        (ours.macro_recall, recall[present]),
+        (ours.macro_f1, f1[present]),
+    ):
+        defined = by_class[~np.isnan(by_class)]
+        assert same(score, defined.mean() if len(defined) else np.nan)
+
+
+@thorough
+@given(cases())
+def test_rankings_equal_scikit_learn(case: tuple[Tensor, Tensor]) -> None:
+    ours = multilabel_metrics(*case, [str(index) for index in range(case[0].shape[1])])
+    for row, scores, targets in zip(ours.per_class, case[0].T, case[1].T, strict=True):
+        is_true = targets.numpy() > 0
+        if is_true.any() and not is_true.all():
+            assert same(row.auroc, sk.roc_auc_score(is_true, scores))
+            assert same(row.average_precision, sk.average_precision_score(is_true, scores))
+        else:
+            assert (row.auroc, row.average_precision) == (None, None)
+
+
+@thorough
+@given(cases())
+def test_scores_of_probabilities_equal_scikit_learn(case: tuple[Tensor, Tensor]) -> None:
+    ours = multilabel_metrics(*case, [str(index) for index in range(case[0].shape[1])])
+    numbers, is_true = case[0].numpy().ravel(), case[1].numpy().ravel() > 0
+    assert same(ours.log_loss, sk.log_loss(is_true, numbers, labels=[False, True]))
+    expected = sk.brier_score_loss(is_true, numbers, labels=[False, True])
+    assert same(ours.brier_score, expected)
+    edges = np.linspace(0, 1, 16)
+    # On a border, the bin hangs on the last digit of 1 / 5.
+    if np.abs(numbers[:, None] - edges[1:-1]).min() > 1e-9:
+        share, mean = calibration_curve(is_true, numbers, n_bins=15)
+        counts = np.bincount(np.searchsorted(edges[1:-1], numbers))
+        expected = counts[counts > 0] / len(numbers) @ np.abs(share - mean)
+        assert same(ours.expected_calibration_error, expected)
 
 
 @relaxed

@@ -11,6 +11,7 @@ from torchmetrics.functional.classification import (
 )
 
 from finetune.evaluation.reliability import expected_calibration_error, reliability_bins
+from finetune.models.answers import decide
 
 
 def draw(seed: int, images: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,3 +77,19 @@ def test_certain_and_right_is_no_error_and_certain_and_wrong_is_all() -> None:
 def test_no_bin_is_refused() -> None:
     with pytest.raises(ValueError, match="bins"):
         reliability_bins(torch.eye(2), torch.arange(2), "multiclass", bins=0)
+    with pytest.raises(ValueError, match="no image"):
+        expected_calibration_error(torch.zeros(0, 2), torch.zeros(0).long(), "multiclass")
+
+
+def test_a_border_belongs_to_the_bin_that_ends_there() -> None:
+    """As in the code of Guo et al.; torchmetrics would part the certain answers from the others."""
+    rows = torch.tensor([[0.5, 0.5], [0.75, 0.25], [1.0, 0.0], [0.9, 0.1]], dtype=torch.float64)
+    bins = reliability_bins(rows, torch.zeros(4).long(), "multiclass", bins=4)
+    assert [(row.confidence, row.count) for row in bins] == [(0.5, 1), (0.75, 1), (0.95, 2)]
+
+
+def test_of_equal_probabilities_the_answer_is_that_of_the_model() -> None:
+    rows = torch.full((2, 3), 1 / 3)
+    targets = torch.tensor([0, 1])
+    (row,) = reliability_bins(rows, targets, "multiclass")
+    assert row.accuracy == float((decide(rows, "multiclass")[[0, 1], targets]).double().mean())

@@ -236,7 +236,7 @@ def _marked(frame: _Frame, mark: Mark | None) -> Markup:
         line = Markup('<line class="mark" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(
             px(across), HEIGHT - _BOTTOM, _TOP
         )
-        return line + text(across + side, _TOP + 12, mark.name, anchor, "name")
+        return line + text(across + side / 2, _TOP - 5, mark.name, anchor, "name")
     ring = Markup('<circle class="mark" cx="{}" cy="{}" r="6"/>').format(px(across), px(height))
     return ring + text(across + side * 1.4, max(height - 10, _TOP + 12), mark.name, anchor, "name")
 

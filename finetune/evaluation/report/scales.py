@@ -49,8 +49,9 @@ def axis_around(
     finite = [number for number in numbers if math.isfinite(number)] or [0.0]
     low, high = min(finite), max(finite)
     low = min(0.0, low) if from_zero else low
-    if high - low < 1e-12:
-        low, high = (low - 0.05, high + 0.05) if low else (0.0, 0.1)
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # all are the same
+        room = 0.05 * abs(low) or 0.1
+        low, high = (low - room, high + room) if low else (0.0, room)
     air = 0.06 * (high - low)
     low = low if from_zero else low - air
     if kind == "share":  # no share lies beyond these

@@ -93,32 +93,36 @@ def cost_chart(
     )
 
 
-def difference_strip(value: Value, *, reach: float, standing: str) -> Markup:
-    """Draw a difference and its interval beside zero, which is the middle; nothing if undefined.
+def difference_strip(value: Value, *, reach: tuple[float, float], standing: str) -> Markup:
+    """Draw a difference and its interval beside zero; nothing if undefined.
 
     It repeats what stands beside it in words, so that it is hidden from screen readers.
 
     Args:
         value: the difference.
-        reach: what lies at either end, > 0; the same for every strip of a table.
+        reach: from `reach_of`, the same for every strip of a table.
         standing: class of the point.
     """
     if value.value is None or not is_known(value.value):
         return NOTHING
-    low, high = _ends(value)
-    ends = [px(_STRIP_WIDTH / 2 * (1 + 0.96 * end / reach)) for end in (low, high, value.value)]
+    left, right = reach
+    places = [
+        px(8 + (_STRIP_WIDTH - 16) * (number - left) / (right - left))
+        for number in (*_ends(value), value.value, 0.0)
+    ]
     return Markup(
         '<svg class="difference" viewBox="0 0 {width} 20" aria-hidden="true" focusable="false">'
-        '<line class="zero" x1="{middle}" x2="{middle}" y1="0" y2="20"/>'
-        '<line class="range" x1="{}" x2="{}" y1="10" y2="10"/>'
-        '<circle class="model {standing}" cx="{}" cy="10" r="5"/></svg>'
-    ).format(*ends, width=_STRIP_WIDTH, middle=_STRIP_WIDTH // 2, standing=standing)
+        '<line class="zero" x1="{3}" x2="{3}" y1="0" y2="20"/>'
+        '<line class="range" x1="{0}" x2="{1}" y1="10" y2="10"/>'
+        '<circle class="model {standing}" cx="{2}" cy="10" r="5"/></svg>'
+    ).format(*places, width=_STRIP_WIDTH, standing=standing)
 
 
-def reach_of(values: Sequence[Value]) -> float:
-    """Say how far the strips of several differences must reach to either side of zero."""
-    ends = [abs(end) for value in values if is_known(value.value) for end in _ends(value)]
-    return max([*ends, 1e-9])
+def reach_of(values: Sequence[Value]) -> tuple[float, float]:
+    """Say what lies at either end of the strips of several differences: zero, too."""
+    ends = [end for value in values if is_known(value.value) for end in _ends(value)]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    return (low, high) if high > low else (-1.0, 1.0)
 
 
 def _ends(value: Value) -> tuple[float, float]:
