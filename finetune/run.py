@@ -20,7 +20,7 @@ runs/<dataset>/<time>/
 runs/latest                a link to the newest run
 
 With ``dataset.fold=all``, each fold has such a folder in the run's, which itself holds
-``metrics.json`` (mean and deviation) and ``predictions_out_of_fold.csv``.
+``metrics.json`` (mean and deviation), ``predictions_out_of_fold.csv`` and ``label_issues.csv``.
 """
 
 import json

@@ -1,7 +1,7 @@
 """``finetune compare``: several runs beside each other, on the same images."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,10 +26,13 @@ from finetune.errors import ConfigError
 from finetune.evaluation.intervals import bootstrap_intervals
 from finetune.evaluation.report.comparison import Comparison, Contender, Measure
 from finetune.evaluation.report.content import Value
-from finetune.exports.bundle import WEIGHTS_NAME, load_model
+from finetune.exports.bundle import WEIGHTS_NAME, Model, load_model
 from finetune.exports.interface import JSON_NAME
 from finetune.models.cost import count_flops, count_parameters, median_seconds
 from finetune.run import RunDirectory, typed
+
+MOST_MEGABYTES = 4000
+"""Of models that are held at once."""
 
 
 def run(config: CompareConfig, as_yaml: str, trainings: Trainings | None = None) -> Comparison:
@@ -94,10 +97,10 @@ def _compare(
     headline = choose_headline(entrants)
     task = entrants[0].description.task
     measures = measures_of(task, headline)
-    found = []
-    for entrant in entrants:
-        with console.status(f"Measuring {entrant.name}"):
-            found.append(_measure(entrant, measures, config))
+    with console.status("Measuring"):
+        found = [_measure(entrant, measures, config) for entrant in entrants]
+        if config.latency:
+            found = _timed(found)
     order = _best_first(found, headline)
     contenders, entrants = [found[i] for i in order], [entrants[i] for i in order]
     best = entrants[0]
@@ -137,8 +140,6 @@ def _measure(entrant: Entrant, measures: Sequence[Measure], config: CompareConfi
     """Gather one run's figures, and measure what its network costs."""
     model = load_model(entrant.run.path)
     size = model.description.backbone.image_size_px
-    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 255
-    latency = median_seconds(lambda: model.probabilities(image)) if config.latency else None
     seconds = entrant.figures.get("seconds")
     price = config.price_per_hour
     files = (entrant.run.path / name for name in (JSON_NAME, WEIGHTS_NAME))
@@ -152,12 +153,29 @@ def _measure(entrant: Entrant, measures: Sequence[Measure], config: CompareConfi
         metrics=_metrics(entrant, measures, config.resamples),
         parameters=count_parameters(model.classifier),
         flops=count_flops(model.classifier, size),
-        latency_ms=None if latency is None else 1000 * latency,
+        latency_ms=None,
         megabytes=sum(file.stat().st_size for file in files) / 1e6,
         seconds=seconds,
         cost=None if seconds is None or price is None else seconds / 3600 * price,
         standing="unknown",
     )
+
+
+def _timed(contenders: Sequence[Contender]) -> list[Contender]:
+    """Measure how long one image takes: all models by turns, or each alone where they are large."""
+    together = sum(contender.megabytes for contender in contenders) < MOST_MEGABYTES
+    timed = []
+    for group in [contenders] if together else [[contender] for contender in contenders]:
+        answers = [_answer(load_model(contender.run)) for contender in group]
+        for contender, seconds in zip(group, median_seconds(answers), strict=True):
+            timed.append(replace(contender, latency_ms=1000 * seconds))
+    return timed
+
+
+def _answer(model: Model) -> Callable[[], object]:
+    size = model.description.backbone.image_size_px
+    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 255
+    return lambda: model.probabilities(image)
 
 
 def _metrics(entrant: Entrant, measures: Sequence[Measure], resamples: int) -> dict[str, Value]:

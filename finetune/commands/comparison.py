@@ -109,10 +109,11 @@ def print_comparison(comparison: Comparison, folder: Path, console: Console) -> 
 
 
 def _worth(comparison: Comparison) -> Table:
-    table = _table(f"On {comparison.split}; 95 % intervals in brackets")
+    counts = sorted({contender.images for contender in comparison.contenders})
+    images = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    table = _table(f"{images} images of {comparison.split}; in brackets, the 95 % interval")
     headline, *others = comparison.measures
     table.add_column("run")
-    table.add_column("images", justify="right")
     table.add_column(headline.name, justify="right", no_wrap=True)
     for measure in others:
         table.add_column(measure.name, justify="right")
@@ -121,13 +122,14 @@ def _worth(comparison: Comparison) -> Table:
         values = [contender.metrics[measure.key].value for measure in others]
         table.add_row(
             escape(contender.name),
-            str(contender.images),
             spread(contender.metrics[headline.key], headline),
             *(
-                "–" if value is None else amount(value, measure)
+                "–" if value is None else amount(value, measure).replace(" ", "\u00a0")
                 for value, measure in zip(values, others, strict=True)
             ),
-            {"best": "best", "equal": "≈ best", "worse": "", "unknown": "?"}[contender.standing],
+            {"best": "best", "equal": "≈\u00a0best", "worse": "", "unknown": "?"}[
+                contender.standing
+            ],
         )
     return table
 
@@ -155,7 +157,7 @@ def _costs(comparison: Comparison) -> Table:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    return Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
 
 
 def _number(value: float | None) -> str:

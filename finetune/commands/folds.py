@@ -19,12 +19,14 @@ from rich.table import Table
 
 from finetune.commands.components import build_hardware
 from finetune.commands.dataset import columns_of, data_name
+from finetune.commands.label_issues import find_issues, write_issues
 from finetune.commands.measure import compute_metrics
 from finetune.config import TrainConfig
 from finetune.data.discover import Sample
 from finetune.data.labelled_images import make_targets
 from finetune.data.split_file import read_split
 from finetune.errors import ConfigError
+from finetune.evaluation.intervals import bootstrap_intervals
 from finetune.prediction.writers import class_columns, disarm_formula, escape_undecodable
 from finetune.run import (
     RunDirectory,
@@ -51,7 +53,8 @@ class FoldsResult:
         run: the run directory, which holds one for each fold.
         mean: of each metric over the folds, by split; undefined ones are left out.
         deviation: the standard deviation (of a sample, n - 1) of the same.
-        out_of_fold: metrics of all images, each predicted by the model that did not see it.
+        out_of_fold: metrics of all images, each predicted by the model that did not see it, with
+            their ``intervals``.
     """
 
     run: Path
@@ -142,13 +145,22 @@ def _aggregate(
     samples, probabilities = _out_of_fold(
         directory.out_of_fold, folds, class_names, columns_of(config.dataset, config.task).separator
     )
-    is_multilabel = config.task == "multilabel"
-    out_of_fold = compute_metrics(
-        torch.tensor(probabilities),
-        make_targets(samples, class_names, is_multilabel=is_multilabel),
-        class_names,
-        task=config.task,
-    ).to_dict()
+    targets = make_targets(samples, class_names, is_multilabel=config.task == "multilabel")
+    numbers = torch.tensor(probabilities)
+    out_of_fold = compute_metrics(numbers, targets, class_names, task=config.task).to_dict()
+    if config.evidence.resamples:
+        out_of_fold["intervals"] = bootstrap_intervals(
+            numbers,
+            targets,
+            class_names,
+            task=config.task,
+            groups=[sample.group for sample in samples],
+            resamples=config.evidence.resamples,
+            seed=config.seed,
+        ).to_dict()
+    if config.evidence.report:
+        issues = find_issues(samples, targets, numbers, class_names, task=config.task, split="val")
+        write_issues(directory.label_issues, issues)
     write_json(
         directory.metrics,
         {"folds": figures, "mean": mean, "deviation": deviation, "out_of_fold": out_of_fold},

@@ -189,8 +189,8 @@ def explain(
     )
     if is_timed:
         lines.append(
-            f"Latency is the median of at least ten answers to one image on this machine, "
-            f"{threads} threads, without reading and resizing it."
+            "Latency is the median of at least ten answers to one image on this machine, without "
+            f"reading and resizing it, {threads} threads, the models by turns."
         )
     return tuple(lines)
 

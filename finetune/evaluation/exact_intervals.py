@@ -26,11 +26,7 @@ from finetune.models.answers import Task, as_hot, decide
 Found = dict[str, Limits]
 """By name of the score, those alone that need an exact interval."""
 
-_MACRO = {
-    "recall": ("macro_recall", "balanced_accuracy"),
-    "precision": ("macro_precision",),
-    "f1": ("macro_f1",),
-}
+_OF_CLASSES = ("recall", "precision", "f1")
 
 
 class Exact(NamedTuple):
@@ -74,7 +70,7 @@ def exact_intervals(
             in_top5 = are_in_top5(probabilities, targets).numpy()
             found["top5_accuracy"] = _proportion(in_top5, every, units)
     overall = _of_scarce(found, level)
-    if task == "multilabel":
+    if task == "multilabel" and is_true.any():
         both, either = (is_given & is_true).sum(1), (is_given | is_true).sum(1)
         overall |= _of_f1({"micro_f1": _proportion(both, either, units)}, level)
     means, rows = _by_class(is_given, is_true, task, units, level)
@@ -93,7 +89,7 @@ def _by_class(
     is_given: Marks, is_true: Marks, task: Task, units: Units, level: float
 ) -> tuple[Found, list[Found]]:
     """Give intervals of the macro means, and of each class."""
-    parts: dict[str, list[Proportion]] = {name: [] for name in _MACRO}
+    parts: dict[str, list[Proportion]] = {name: [] for name in _OF_CLASSES}
     rows: list[Found] = []
     for given, true in zip(is_given.T, is_true.T, strict=True):
         both = given & true
@@ -106,10 +102,16 @@ def _by_class(
             for name, part in (precision | recall | jaccard).items():
                 if part.trials.any():
                     parts[name].append(part)
-    return _of_means(parts, task, level), rows
+    # Whether a unit may touch several classes: the labels of an image, or a patient's images.
+    touched = sum(int((part.trials > 0).sum()) for part in parts["recall"])
+    is_tied = task == "multilabel" or touched > int(units.max()) + 1
+    overall = _of_means(parts, level, is_tied=is_tied)
+    if task == "multiclass" and "macro_recall" in overall:
+        overall["balanced_accuracy"] = overall["macro_recall"]
+    return overall, rows
 
 
-def _of_means(parts: Mapping[str, Sequence[Proportion]], task: Task, level: float) -> Found:
+def _of_means(parts: Mapping[str, Sequence[Proportion]], level: float, *, is_tied: bool) -> Found:
     overall: Found = {}
     for name, of_classes in parts.items():
         if not is_scarce(of_classes):
@@ -117,10 +119,9 @@ def _of_means(parts: Mapping[str, Sequence[Proportion]], task: Task, level: floa
         known = [limits for part in of_classes if (limits := exact_limits(part, level))]
         if name == "f1":
             known = [jaccard_to_f1(limits) for limits in known]
-        # A mistake costs two classes their F1, but one its recall and one its precision. The
-        # labels of an image may depend on each other in any way.
-        shared = len(known) if task == "multilabel" else 2 if name == "f1" else 1
-        overall |= dict.fromkeys(_MACRO[name], limits_of_mean(known, shared=shared))
+        # A mistake costs two classes their F1, but one its recall and one its precision.
+        shared = len(known) if is_tied else 2 if name == "f1" else 1
+        overall[f"macro_{name}"] = limits_of_mean(known, shared=shared)
     return overall
 
 

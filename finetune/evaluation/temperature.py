@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.optimize import minimize_scalar
 from sklearn.model_selection import GroupKFold
@@ -19,6 +20,8 @@ from torch.nn import functional
 
 from finetune.evaluation.reliability import expected_calibration_error
 from finetune.models.answers import Task, as_hot, decide, to_probabilities
+
+Numbers = npt.NDArray[np.int64]
 
 LOWEST, HIGHEST = 0.05, 20.0
 """Temperatures that are tried. Where every image is right, the loss falls without end towards 0."""
@@ -101,7 +104,9 @@ def calibrate(
     """Fit a temperature, and find out what it brings on images that it was not fitted to.
 
     The images are divided into folds, groups whole; each fold gets the temperature of the others.
-    If these do not lower the log loss, or there are too few images or mistakes, it is 1.
+    The temperature stays 1 if that does not lower the log loss by more than a standard error, or
+    if there are too few images or mistakes: where it matters little, the network's own
+    probabilities are safer than those that chance made surer.
 
     Args:
         logits: ``[N, C]``, finite, of images that the model did not train on.
@@ -110,6 +115,9 @@ def calibrate(
         groups: ``[N]``; None stands alone.
         seed: of the folds.
         folds: >= 2.
+
+    Source of the standard error as a margin: Breiman et al. 1984, "Classification and regression
+    trees", section 3.4.3.
     """
     plain, known, images = logits.detach().cpu(), targets.cpu(), len(logits)
     if images < FEWEST_IMAGES:
@@ -125,10 +133,16 @@ def calibrate(
         held_out = torch.from_numpy(places == fold)
         temperatures[held_out] = fit_temperature(plain[~held_out], known[~held_out], task)
     after, ece_after = _judge(plain.float() / temperatures, known, task)
-    if after >= before:
+    error = _gain_error(plain, temperatures, known, task, groups)
+    if before - after <= error:
         reason = (
             "The temperature stays 1: one that was fitted would bring the log loss of images that "
-            f"it was not fitted to from {before:.4f} to {after:.4f}."
+            f"it was not fitted to from {before:.4f} to {after:.4f}, "
+        )
+        reason += (
+            f"and that gain may be chance (its standard error is {error:.4f})."
+            if after < before
+            else "which is no gain."
         )
         return Calibration(1.0, before, None, ece_before, None, images, reason)
     temperature = fit_temperature(plain, known, task)
@@ -146,13 +160,10 @@ _ONE_GROUP = "the validation images are one group, so none are left to try it on
 
 def fold_places(
     images: int, groups: Sequence[str | None] | None, *, seed: int, folds: int
-) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]] | None:
+) -> Numbers | None:
     """Deal images into folds, groups whole: the number of each one's fold; None of one unit."""
-    names = [None] * images if groups is None else list(groups)
-    units = {name: place for place, name in enumerate(dict.fromkeys(n for n in names if n))}
-    alone = iter(range(len(units), len(units) + images))
-    numbers = np.array([units[name] if name else next(alone) for name in names], dtype=np.int64)
-    count = len(set(numbers.tolist()))
+    numbers = _number_units(images, groups)
+    count = len(np.unique(numbers))
     if count < 2:
         return None
     places = np.zeros(images, dtype=np.int64)
@@ -160,6 +171,14 @@ def fold_places(
     for fold, (_, held_out) in enumerate(deal.split(numbers, groups=numbers)):
         places[held_out] = fold
     return places
+
+
+def _number_units(images: int, groups: Sequence[str | None] | None) -> Numbers:
+    """Number the groups, and the images that stand alone: one number per image."""
+    names = [None] * images if groups is None else list(groups)
+    units = {name: place for place, name in enumerate(dict.fromkeys(n for n in names if n))}
+    alone = iter(range(len(units), len(units) + images))
+    return np.array([units[name] if name else next(alone) for name in names], dtype=np.int64)
 
 
 def _why_too_few(logits: Tensor, targets: Tensor, task: Task) -> str:
@@ -182,17 +201,34 @@ def _judge(logits: Tensor, targets: Tensor, task: Task) -> tuple[float, float]:
     return _log_loss(logits, targets, task, 1.0), error
 
 
+def _gain_error(
+    logits: Tensor,
+    temperatures: Tensor,
+    targets: Tensor,
+    task: Task,
+    groups: Sequence[str | None] | None,
+) -> float:
+    """Give the standard error of the mean gain; images of a group gain together."""
+    scaled = _losses(logits.float() / temperatures, targets, task, 1.0)
+    gains = (_losses(logits, targets, task, 1.0) - scaled).numpy()
+    of_units = np.bincount(_number_units(len(gains), groups), weights=gains - gains.mean())
+    return float(np.sqrt(np.square(of_units).sum()) / len(gains))
+
+
 def _log_loss(logits: Tensor, targets: Tensor, task: Task, temperature: float) -> float:
-    """Give the mean over the images, with ``multilabel`` over all pairs."""
-    total, size = 0.0, max(1, _CHUNK // logits.shape[1])
-    for first in range(0, len(logits), size):
-        numbers = logits[first : first + size].double() / temperature
-        known = targets[first : first + size]
+    return float(_losses(logits, targets, task, temperature).mean())
+
+
+def _losses(logits: Tensor, targets: Tensor, task: Task, temperature: float) -> Tensor:
+    """Give the loss of each image ``[N]``, float64; with ``multilabel`` the mean over labels."""
+    found, size = [], max(1, _CHUNK // logits.shape[1])
+    for numbers, known in zip(logits.split(size), targets.split(size), strict=True):
+        scaled = numbers.double() / temperature
         if task == "multilabel":
-            loss = functional.binary_cross_entropy_with_logits(
-                numbers, known.double(), reduction="sum"
-            )
+            losses = functional.binary_cross_entropy_with_logits(
+                scaled, known.double(), reduction="none"
+            ).mean(1)
         else:
-            loss = functional.cross_entropy(numbers, known.long(), reduction="sum")
-        total += float(loss)
-    return total / (logits.numel() if task == "multilabel" else len(logits))
+            losses = functional.cross_entropy(scaled, known.long(), reduction="none")
+        found.append(losses)
+    return torch.cat(found)

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ WARM_UP = 3
 LEAST_REPEATS = 10
 MOST_REPEATS = 50
 SECONDS_ENOUGH = 3.0
-"""From ``LEAST_REPEATS`` on, timing ends after so long."""
+"""For each answer; then timing ends, from ``LEAST_REPEATS`` on."""
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -43,22 +43,25 @@ def count_flops(network: nn.Module, image_size_px: int) -> int:
     return int(counter.get_total_flops())
 
 
-def median_seconds(answer: Callable[[], object]) -> float:
-    """Time an answer: the median of 10 to 50, after 3 that do not count.
+def median_seconds(answers: Sequence[Callable[[], object]]) -> list[float]:
+    """Time several answers by turns: the median of 10 to 50 of each, after 3 that do not count.
 
-    Torch's threads stay as they are. What is still running on a GPU when ``answer`` returns does
+    By turns, because other work on the machine comes and goes, and shall not hit one alone.
+    Torch's threads stay as they are. What is still running on a GPU when an answer returns does
     not count: let it bring the result to the CPU.
 
     Args:
-        answer: what is timed.
+        answers: what is timed.
     """
-    for _ in range(WARM_UP):
-        answer()
-    seconds: list[float] = []
-    while len(seconds) < LEAST_REPEATS or (
-        len(seconds) < MOST_REPEATS and sum(seconds) < SECONDS_ENOUGH
-    ):
-        started = time.perf_counter()
-        answer()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    seconds: list[list[float]] = [[] for _ in answers]
+    begun = time.perf_counter()
+    for turn in range(WARM_UP + MOST_REPEATS):
+        for answer, own in zip(answers, seconds, strict=True):
+            started = time.perf_counter()
+            answer()
+            if turn >= WARM_UP:
+                own.append(time.perf_counter() - started)
+        spent = time.perf_counter() - begun
+        if turn >= WARM_UP + LEAST_REPEATS - 1 and spent > SECONDS_ENOUGH * len(answers):
+            break
+    return [statistics.median(own) for own in seconds]

@@ -22,7 +22,8 @@ def crossed(
 ) -> Path:
     runs = tmp_path_factory.mktemp("folds")
     words = ["train", f"dataset.root={stripes}", f"runs={runs}", "name=a", *quick, *FOLDS]
-    assert main([*words, "dataset.test_fraction=0.2"]) == 0
+    more = ("dataset.test_fraction=0.2", "evidence.resamples=100", "evidence.report=true")
+    assert main([*words, *more]) == 0
     return runs / "stripes" / "a"
 
 
@@ -57,6 +58,19 @@ def test_every_image_is_predicted_by_the_model_that_did_not_see_it(crossed: Path
     metrics = json.loads((crossed / "metrics.json").read_text())
     assert metrics["out_of_fold"]["accuracy"] == pytest.approx(right / 64)
     assert metrics["out_of_fold"]["n"] == 64
+    ends = metrics["out_of_fold"]["intervals"]["overall"]["accuracy"]
+    assert ends["low"] <= right / 64 <= ends["high"]
+
+
+def test_labels_are_judged_by_the_model_that_did_not_see_them(crossed: Path) -> None:
+    with (crossed / "label_issues.csv").open() as file:
+        issues = list(csv.DictReader(file))
+    with (crossed / "predictions_out_of_fold.csv").open() as file:
+        answers = {row["path"]: row for row in csv.DictReader(file)}
+    for issue in issues:
+        (path,) = [path for path in answers if path.endswith(issue["path"])]
+        assert answers[path]["true_label"] == issue["label"]
+        assert answers[path][f"p_{issue['suggested']}"][:4] == issue["probability"][:4]
 
 
 def test_a_stopped_cross_validation_goes_on_where_it_was(

@@ -34,7 +34,9 @@ def cases(draw: st.DrawFn, *, task: Task) -> tuple[Tensor, Tensor, Units]:
     units = rng.integers(0, draw(st.integers(1, n)), n)
     units = np.unique(units, return_inverse=True)[1]
     if task == "multilabel":
-        targets = torch.from_numpy(rng.random((n, num_classes)) < rng.choice([0, 0.4, 1], num_classes)).float()
+        targets = torch.from_numpy(
+            rng.random((n, num_classes)) < rng.choice([0, 0.4, 1], num_classes)
+        ).float()
         return logits.sigmoid(), targets, units
     targets = torch.from_numpy(rng.integers(0, draw(st.integers(1, num_classes)), n))
     return logits.softmax(1), targets, units

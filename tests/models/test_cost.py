@@ -1,12 +1,20 @@
 """What a network costs."""
 
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
 
-from finetune.models import cost
-from finetune.models.cost import count_flops, count_parameters, median_seconds
+from finetune.models.cost import (
+    LEAST_REPEATS,
+    MOST_REPEATS,
+    WARM_UP,
+    count_flops,
+    count_parameters,
+    median_seconds,
+)
 
 
 class Attention(nn.Module):
@@ -59,18 +67,40 @@ def test_counting_changes_nothing():
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
+class Clock:
+    """A clock that goes on only while somebody answers."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.asked: list[str] = []
+
+    def answer(self, name: str, seconds: float) -> Callable[[], None]:
+        def act() -> None:
+            self.asked.append(name)
+            # The first ones, and one stumble, would spoil a mean.
+            is_odd = self.asked.count(name) in (1, 2, 3, 7)
+            self.now += 3 * seconds if is_odd else seconds
+
+        return act
+
+
 @pytest.mark.parametrize(
-    ("each", "timed"), [(1.0, cost.LEAST_REPEATS), (0.2, 15), (0.001, cost.MOST_REPEATS)]
+    ("seconds", "most"), [(5.0, LEAST_REPEATS), (0.2, 15), (0.001, MOST_REPEATS)]
 )
-def test_the_median_of_ten_to_fifty_answers_after_three(each, timed, monkeypatch):
-    now, asked = [0.0], []
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
+def test_the_median_of_ten_to_fifty_answers_after_three(seconds, most, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("finetune.models.cost.time.perf_counter", lambda: clock.now)
+    assert median_seconds([clock.answer("a", seconds)]) == pytest.approx([seconds])
+    assert LEAST_REPEATS <= len(clock.asked) - WARM_UP <= most
 
-    def answer() -> None:
-        asked.append(None)
-        # The ones before, and a stumble, would spoil a mean.
-        is_odd = len(asked) <= cost.WARM_UP or len(asked) == 5
-        now[0] += 0.4 if is_odd and each < 1 else each
 
-    assert median_seconds(answer) == pytest.approx(each)
-    assert abs(len(asked) - cost.WARM_UP - timed) <= 1
+def test_several_are_asked_by_turns(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("finetune.models.cost.time.perf_counter", lambda: clock.now)
+    found = median_seconds([clock.answer("a", 1.0), clock.answer("b", 2.0)])
+    assert found == pytest.approx([1.0, 2.0])
+    assert clock.asked == ["a", "b"] * (WARM_UP + LEAST_REPEATS)
+
+
+def test_nothing_takes_no_time():
+    assert median_seconds([]) == []

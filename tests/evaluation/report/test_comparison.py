@@ -107,9 +107,7 @@ def test_the_page_says_who_is_best_and_why():
 
 def test_what_is_unknown_or_undefined_leaves_the_rest():
     whole = comparison()
-    bare = tuple(
-        replace(one, latency_ms=None, seconds=None, cost=None) for one in whole.contenders
-    )
+    bare = tuple(replace(one, latency_ms=None, seconds=None, cost=None) for one in whole.contenders)
     unclear = replace(bare[1], metrics={**bare[1].metrics, "accuracy": Value(None)})
     pair = Pair("large", "small", 20, text="They are not tested.")
     page = render_comparison(
@@ -131,7 +129,9 @@ def test_what_is_unknown_or_undefined_leaves_the_rest():
 
 
 def test_one_model_has_nothing_to_be_compared_with():
-    page = render_comparison(replace(comparison(), contenders=comparison().contenders[:1], pairs=()))
+    page = render_comparison(
+        replace(comparison(), contenders=comparison().contenders[:1], pairs=())
+    )
     assert "Is the difference real?" not in page
     assert 'class="badge best"' not in page
 
@@ -150,7 +150,9 @@ def test_in_a_browser_it_is_quiet_sorts_and_fits(browser: Any, tmp_path: Path) -
     for width in (1200, 800, 390, 320):
         browser.look(width=width)
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    names = "[...document.querySelectorAll('table')[2].tBodies[0].rows].map(r => r.cells[0].innerText)"
+    names = (
+        "[...document.querySelectorAll('table')[2].tBodies[0].rows].map(r => r.cells[0].innerText)"
+    )
     assert browser.evaluate(names) == ["large", "small", "tiny"]
     heads = "document.querySelectorAll('table')[2].querySelectorAll('thead button')"
     latency = f"[...{heads}].find(head => head.textContent.startsWith('Latency'))"

@@ -1,6 +1,7 @@
 """The charts of a comparison."""
 
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -52,7 +53,7 @@ def test_names_of_a_side_never_lie_over_each_other(found):
     assert len(names) == len(places)
     for anchor in ("start", "end"):
         heights = sorted(float(e.get("y")) for e in names if e.get("text-anchor") == anchor)
-        assert all(b - a >= 14.5 for a, b in zip(heights, heights[1:], strict=False))
+        assert all(b - a >= 14.5 for a, b in pairwise(heights))
 
 
 def test_a_model_without_a_worth_is_left_out():
