@@ -208,7 +208,6 @@ def sets_table(
             rule = fit_sets(one.probabilities(at), one.targets, coverage=coverage)
             if rule is not None:
                 reports.append(describe_sets(other.probabilities(at), other.targets, rule))
-        low, high = expected_range(len(halves[0][0]), coverage)
         if len(reports) < len(halves):
             rows.append([f"{coverage:.0%}", *["too few images"] * 5, on_test(val, test, coverage)])
             continue
@@ -218,10 +217,9 @@ def sets_table(
         )
         rows.append(
             [
-                f"{coverage:.0%}{' (below the accuracy)' if right > 0.5 else ''}",
+                f"{coverage:.0%}",
                 spread([100 * one.coverage for one in reports], "{:.1f}"),
-                f"{100 * low:.1f} to {100 * high:.1f}"
-                + ("" if is_reliable(len(halves[0][0]), coverage) else ", unreliable"),
+                "the accuracy" if right > 0.5 else expected(len(halves[0][0]), coverage),
                 f"{np.mean([one.mean_size for one in reports]):.2f}",
                 f"{100 * np.mean([one.share_single for one in reports]):.1f}",
                 "–" if folds is None else f"{100 * folds:.1f}",
@@ -238,6 +236,13 @@ def sets_table(
         "on test, %",
     )
     return table(headings, rows)
+
+
+def expected(images: int, coverage: float) -> str:
+    """Say between which coverages many new images would lie."""
+    low, high = expected_range(images, coverage)
+    note = "" if is_reliable(images, coverage) else ", unreliable"
+    return f"{100 * low:.1f}–{100 * high:.1f}{note}"
 
 
 def on_test(val: Answered, test: Answered | None, coverage: float) -> str:

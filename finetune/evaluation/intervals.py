@@ -118,30 +118,21 @@ def bootstrap_intervals(
     _check(probabilities, targets, class_names, groups, resamples, level)
     units = number_units([None] * len(targets) if groups is None else groups)
     num_units = int(units.max()) + 1
-    drawn = draw_scores(
-        prepare_sums(probabilities, targets, task=task, units=units),
-        rankings := prepare_rankings(probabilities, targets, units=units),
-        num_units=num_units,
-        resamples=resamples,
-        seed=seed,
-    )
+    sums = prepare_sums(probabilities, targets, task=task, units=units)
+    rankings = prepare_rankings(probabilities, targets, units=units)
+    drawn = draw_scores(sums, rankings, num_units, resamples, seed)
     areas = drawn.measured.per_class["auroc"][:, 0]
     exact = exact_intervals(
         probabilities, targets, areas=areas, task=task, units=units, level=level
     )
     fewest = [ranking.fewest_units for ranking in rankings]
     is_binary = task == "multiclass" and len(fewest) == 2
+    of_all = fewest[1] if is_binary else num_units
     return Intervals(
         level=level,
         resamples=resamples,
         units=num_units,
-        overall=_choose(
-            score_names(task),
-            exact.overall,
-            drawn,
-            level,
-            units=fewest[1] if is_binary else num_units,
-        ),
+        overall=_choose(score_names(task), exact.overall, drawn, level, units=of_all),
         per_class=tuple(
             _choose(PER_CLASS, row, _of_class(drawn, index), level, units=fewest[index])
             for index, row in enumerate(exact.per_class)

@@ -28,9 +28,13 @@ LOWEST, HIGHEST = 0.05, 20.0
 FEWEST_IMAGES = 50
 """Fewer leave the folds 10 images or less to judge a temperature by."""
 FEWEST_MISTAKES = 10
-"""Fewer say too little. Where a drawn model of 97 % accuracy was calibrated already, a temperature
-from 50 or 150 of its images (2 to 5 mistakes) cost other images up to 0.7 nats, cross-fitted or
-not; with this rule, 0.0001 on average and 0.01 at worst, and nothing was lost with 1,000 images."""
+"""Fewer say too little, also where folds agree.
+
+Drawn models of two or ten classes, calibrated already: without this rule and the standard error in
+`calibrate`, a temperature from 50 or 150 images (at 97 % accuracy: 2 to 5 mistakes) cost other
+images up to 0.7 nats; with both, 0.0002 on average and 0.006 at worst. Of what a temperature of 1.5
+or 0.7 could gain, 1,000 images brought 65 to 99 %, and 400 of a temperature of 2, 75 to 99 %.
+"""
 
 _ENOUGH_NUMBERS = 1_000_000
 _CHUNK = 500_000
@@ -222,7 +226,7 @@ def _log_loss(logits: Tensor, targets: Tensor, task: Task, temperature: float) -
 def _losses(logits: Tensor, targets: Tensor, task: Task, temperature: float) -> Tensor:
     """Give the loss of each image ``[N]``, float64; with ``multilabel`` the mean over labels."""
     found, size = [], max(1, _CHUNK // logits.shape[1])
-    for numbers, known in zip(logits.split(size), targets.split(size), strict=True):
+    for numbers, known in zip(torch.split(logits, size), torch.split(targets, size), strict=True):
         scaled = numbers.double() / temperature
         if task == "multilabel":
             losses = functional.binary_cross_entropy_with_logits(

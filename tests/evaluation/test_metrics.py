@@ -11,12 +11,6 @@ from torch import Tensor
 
 from finetune.errors import DataError, FinetuneError
 from finetune.evaluation.metrics import Metrics, classification_metrics
-from finetune.evaluation.scores import (
-    class_aurocs,
-    class_average_precisions,
-    count,
-    describe_classes,
-)
 
 Case = tuple[Tensor, Tensor]
 
@@ -142,20 +136,6 @@ def test_classes_equal_scikit_learn(case: Case) -> None:
             assert same(row.average_precision, sk.average_precision_score(is_true, scores))
         else:
             assert (row.auroc, row.average_precision) == (None, None)
-
-
-@relaxed
-@given(cases())
-def test_classes_are_described_one_against_the_rest(case: Case) -> None:
-    probabilities, labels = case
-    is_true = torch.nn.functional.one_hot(labels, probabilities.shape[1]).bool()
-    is_given = torch.nn.functional.one_hot(probabilities.argmax(1), probabilities.shape[1]).bool()
-    assert measure(case).per_class == describe_classes(
-        names(probabilities),
-        count(is_given, is_true),
-        class_aurocs(probabilities, is_true),
-        class_average_precisions(probabilities, is_true),
-    )
 
 
 @relaxed

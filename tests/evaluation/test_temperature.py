@@ -86,9 +86,28 @@ def test_what_does_not_help_other_images_is_not_used() -> None:
     found = calibrate(logits, targets, task="multiclass")
     assert (found.temperature, found.log_loss_after, found.ece_after) == (1.0, None, None)
     assert "stays 1" in found.reason
-    before, after = (float(word.rstrip(".")) for word in found.reason.split() if "0.6" in word)
+    assert "no gain" in found.reason
+    before, after = (float(word.rstrip(",")) for word in found.reason.split() if "0.6" in word)
     assert before == pytest.approx(found.log_loss_before, abs=1e-4)
     assert after > before
+
+
+def test_a_gain_that_may_be_chance_is_not_used() -> None:
+    """Of 40 models that are calibrated, a fifth would gain by chance alone; few are changed."""
+    found = [calibrate(*sampled(300, 3, 1.0, seed), task="multiclass") for seed in range(40)]
+    assert sum(one.temperature != 1 for one in found) <= 4
+    assert any("may be chance" in one.reason for one in found)
+
+
+def test_the_same_images_again_and_again_are_no_more_sure() -> None:
+    """Copies of an image, as a group, count as one: its gain is as much chance as before."""
+    logits, targets = sampled(150, 3, 1.35, seed=0)
+    rows = torch.arange(150).repeat_interleave(20)
+    groups = [str(row) for row in rows.tolist()]
+    alone = calibrate(logits[rows], targets[rows], task="multiclass")
+    grouped = calibrate(logits[rows], targets[rows], task="multiclass", groups=groups)
+    assert alone.temperature != 1
+    assert "may be chance" in grouped.reason
 
 
 def test_a_model_without_a_mistake_stays_as_it_is() -> None:
