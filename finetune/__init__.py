@@ -12,10 +12,19 @@ The verbs take the words of the command line. Importing this is cheap and change
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["FinetuneError", "evaluate", "export", "inspect", "load_model", "predict", "train"]
+__all__ = [
+    "FinetuneError",
+    "compare",
+    "evaluate",
+    "export",
+    "inspect",
+    "load_model",
+    "predict",
+    "train",
+]
 
 if TYPE_CHECKING:
-    from finetune.cli import evaluate, export, inspect, predict, train
+    from finetune.cli import compare, evaluate, export, inspect, predict, train
     from finetune.errors import FinetuneError
     from finetune.exports.bundle import load_model
 

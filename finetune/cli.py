@@ -88,6 +88,11 @@ def evaluate(*overrides: str) -> Any:
     return run_verb("evaluate", overrides)
 
 
+def compare(*words: str) -> Any:
+    """Compare runs, or train and compare backbones; see ``finetune compare --help``."""
+    return run_verb("compare", words)
+
+
 def predict(*overrides: str) -> Any:
     """Predict every image of ``input=…``. Returns the path of the table, or None."""
     return run_verb("predict", overrides)

@@ -10,7 +10,7 @@ from torch import Tensor
 from finetune.data.discover import Sample
 from finetune.evaluation.label_issues import find_label_issues, find_multilabel_issues
 from finetune.models.answers import SEPARATOR, Task
-from finetune.prediction.writers import disarm_formula, escape_undecodable
+from finetune.prediction.columns import disarm_formula, escape_undecodable, restore_formula
 from finetune.run import replacing
 
 COLUMNS = ("path", "split", "label", "suggested", "probability", "score", "note")
@@ -118,10 +118,10 @@ def read_issues(path: Path, images: Mapping[str, int]) -> LabelIssues | None:
     with path.open(encoding="utf-8", newline="") as file:
         rows = tuple(
             LabelIssueRow(
-                row["path"],
+                restore_formula(row["path"]),
                 row["split"],
-                row["label"],
-                row["suggested"],
+                restore_formula(row["label"]),
+                restore_formula(row["suggested"]),
                 float(row["probability"]),
                 float(row["score"]),
                 row["note"],

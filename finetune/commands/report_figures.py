@@ -31,6 +31,7 @@ from finetune.models.answers import as_hot, confidence, decide, to_probabilities
 
 MAX_CURVES = 8
 """Classes whose curves are drawn: of more, those with the smallest area."""
+_UNLIKELY = 0.01
 
 _NOTES: Mapping[str, tuple[str, str, bool]] = {
     "accuracy": ("accuracy", "Share of images whose answer is right.", True),
@@ -105,9 +106,10 @@ def metrics_text(metrics: AnyMetrics, intervals: Intervals | None) -> str:
     parts = []
     if intervals is not None:
         parts.append(
-            f"Intervals are 95 % intervals, by {intervals.resamples:,} bootstrap resamples of "
+            f"95 % intervals, from {intervals.resamples:,} bootstrap resamples of "
             f"{intervals.units:,} independent units (images, or groups of images that belong "
-            "together); exact ones where too few answers are right, or wrong, for that."
+            "together); exact ones where too few answers are right, or wrong, for that. "
+            "docs/evidence.md says how each is made."
         )
     if isinstance(metrics, MultilabelMetrics):
         parts.append("A label is given from a probability of 0.5 on.")
@@ -149,7 +151,8 @@ def curves(model: Model, found: Measured) -> tuple[tuple[Series, ...], tuple[Ser
         areas = [(row.auroc, index) for index, row in enumerate(found.metrics.per_class)]
         known = sorted((area, index) for area, index in areas if area is not None)
         chosen = sorted(index for _, index in known[:MAX_CURVES])
-    roc, precision_recall = [], []
+    roc: list[Series] = []
+    precision_recall: list[Series] = []
     for index in chosen:
         scores, marks = found.probabilities[:, index], is_true[:, index]
         for lines, points in (
@@ -187,7 +190,7 @@ def reliability(model: Model, found: Measured) -> Mapping[str, tuple[Bin, ...]]:
     targets = found.answers.targets
     after = _bins(reliability_bins(found.probabilities, targets, task))
     if temperature == 1:
-        return {"before": after}
+        return {"as it is": after}
     plain = to_probabilities(found.answers.logits, task)
     return {"before": _bins(reliability_bins(plain, targets, task)), "after": after}
 
@@ -251,29 +254,37 @@ def sets_text(model: Model, found: Measured, calibrated: Calibrated | None) -> s
         if model.description.task == "multilabel":
             return "Prediction sets are for one class per image."
         return "No prediction sets: too few validation images for the coverage, or none asked."
-    low, high = expected_range(rule.images, rule.coverage)
-    text = (
+    parts = [
         f"Sets were made to hold the true class of {percent(rule.coverage)} of the images; here "
-        f"they hold it in {percent(report.coverage)}. A set has {report.mean_size:.2f} classes on average, and "
-        f"{percent(report.share_single)} have a single one."
-    )
+        f"they hold it in {percent(report.coverage)}. A set has {report.mean_size:.2f} classes on "
+        f"average, and {percent(report.share_single)} have a single one."
+    ]
     if report.is_above_by_accuracy:
-        text += (
-            " The likeliest class alone is right more often than was asked, so sets of one class "
-            "cover more: ask for more (evidence.coverage=0.99) to make them say something."
+        parts.append(
+            "The likeliest class alone is right at least as often as was asked, so sets of one "
+            "class do: ask for more (evidence.coverage=0.99) to make them say something."
         )
     if calibrated is not None and calibrated.sets_coverage is not None:
-        text += (
-            f" On validation images that they were not made from, it was "
+        parts.append(
+            "On validation images that they were not made from, it was "
             f"{percent(calibrated.sets_coverage)}."
         )
-    if is_reliable(rule.images, rule.coverage):
-        return text + f" They were made from {rule.images:,} images, enough to rely on."
-    return (
-        f"{text} They were made from {rule.images:,} images, which are too few to rely on: on new "
-        f"images of the same kind the coverage may be anything from {percent(low)} to "
-        f"{percent(high)}."
-    )
+    low, high = expected_range(rule.images, rule.coverage)
+    hits = round(report.coverage * found.metrics.n)
+    if binomtest(hits, found.metrics.n, low or 1e-9, alternative="less").pvalue < _UNLIKELY:
+        parts.append(
+            "That is less than chance explains: these images are of another kind than those of "
+            "validation, and for them the sets promise nothing."
+        )
+    elif is_reliable(rule.images, rule.coverage):
+        parts.append(f"They were made from {rule.images:,} images, enough to rely on.")
+    else:
+        parts.append(
+            f"They were made from {rule.images:,} images, which are too few to rely on: on new "
+            f"images of the same kind the coverage may be anything from {percent(low)} to "
+            f"{percent(high)}."
+        )
+    return " ".join(parts)
 
 
 def _are_right(model: Model, found: Measured) -> Tensor:

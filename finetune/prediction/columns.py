@@ -85,6 +85,15 @@ def disarm_formula(text: str) -> str:
     return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
 
 
+def restore_formula(text: str) -> str:
+    """Take back what `disarm_formula` put before a text.
+
+    >>> restore_formula(disarm_formula("=1.jpg"))
+    '=1.jpg'
+    """
+    return text[1:] if text[:1] == "'" and text[1:].startswith(_FORMULA_STARTS) else text
+
+
 def escape_undecodable(text: str) -> str:
     r"""Write bytes that Python could not decode as ``\xNN``, so that the text is valid UTF-8.
 

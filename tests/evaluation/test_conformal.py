@@ -164,6 +164,6 @@ def test_images_that_the_limit_was_not_chosen_on() -> None:
     unlike = rows.clone()
     unlike[:600] = unlike[:600].flip(1)
     groups = [str(place // 600) for place in range(3000)]
-    assert cross_fitted_coverage(unlike, targets, coverage=0.9, groups=groups) != found
+    assert (cross_fitted_coverage(unlike, targets, coverage=0.9, groups=groups) or 1) < found - 0.01
     assert cross_fitted_coverage(rows[:20], targets[:20], coverage=0.95) is None
     assert cross_fitted_coverage(rows[:9], targets[:9], coverage=0.5, groups=["a"] * 9) is None

@@ -11,7 +11,8 @@ from finetune.evaluation.report.content import Content, Series
 from finetune.evaluation.report.scales import Axis, axis_around
 
 _ABBREVIATIONS = {"auroc": "AUROC", "f1": "F1", "lr": "learning rate", "average": "avg."}
-_NEVER_A_SHARE = ("train_loss", "val_loss", "lr")
+# Written as in the field: 0.985, and not 98.5 %.
+_NEVER_A_SHARE = ("val_loss", "val_auroc", "val_mean_average_precision")
 _CHOSEN_SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 
 
@@ -67,11 +68,12 @@ def ranking_charts(content: Content) -> list[Markup]:
 
 def reliability_charts(content: Content) -> list[Markup]:
     """Draw one reliability diagram per state of the calibration."""
+    titles = {"before": "Before calibration", "after": "After calibration"}
+    if len(content.reliability) == 1:
+        titles = dict.fromkeys(titles, "Right answers, by the confidence in them")
     return [
         # The name is anybody's, and no part of an identity.
-        reliability_chart(
-            bins, identity=f"reliability-{index}", title=f"{name[:1].upper()}{name[1:]}"
-        )
+        reliability_chart(bins, identity=f"reliability-{index}", title=titles.get(name, name))
         for index, (name, bins) in enumerate(content.reliability.items())
     ]
 

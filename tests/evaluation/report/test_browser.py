@@ -179,6 +179,7 @@ def test_paper_shows_every_image(
     page = shown(content(names(3)))
     page.look(media="print")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("document.querySelectorAll('details:not([open])').length") == 0
     assert page.evaluate("[...document.images].every(image => image.checkVisibility())")
     assert page.evaluate(
         "[...document.querySelectorAll('.choice')].every(one => !one.offsetParent)"

@@ -130,7 +130,7 @@ def test_names_are_escaped_everywhere() -> None:
 
 def test_reliability_has_a_circle_and_a_whisker_per_bin_with_images() -> None:
     bins = [Bin(0.55, 0.5, 4), Bin(0.0, 0.0, 0), Bin(0.95, 1.0, 100)]
-    chart = str(reliability_chart(bins, identity="one", title="Before"))
+    chart = str(reliability_chart(bins, identity="one", title="Before calibration"))
     ElementTree.fromstring(chart)
     radii = [
         float(r) for r in re.findall(r'class="bin" cx="[\d.]+" cy="[\d.]+" r="([\d.]+)"', chart)
@@ -139,7 +139,7 @@ def test_reliability_has_a_circle_and_a_whisker_per_bin_with_images() -> None:
     assert radii[0] < radii[1]
     assert chart.count('class="whisker"') == 2
     assert "at 95 % confidence 100 % of 100 images are right" in chart
-    ElementTree.fromstring(str(reliability_chart([], identity="one", title="Before")))
+    ElementTree.fromstring(str(reliability_chart([], identity="one", title="Before calibration")))
 
 
 @pytest.mark.parametrize(("accuracy", "count"), [(0.0, 3), (0.75, 4), (1.0, 50), (0.9, 1000)])

@@ -9,6 +9,7 @@ from finetune.evaluation.report.figures import (
     answered_rows,
     columns,
     in_words,
+    is_share,
     learning_charts,
     ranking_charts,
     reliability_charts,
@@ -51,6 +52,21 @@ def test_charts_of_parts_that_are_empty_are_not_there(smallest: Content) -> None
     assert reliability_charts(smallest) == []
     assert risk_chart(smallest) is None
     assert answered_rows(None) == []
+
+
+def test_a_model_without_a_temperature_has_no_before_and_after(
+    content: Callable[..., Content],
+) -> None:
+    before, after = reliability_charts(content())
+    assert "Before calibration" in before
+    assert "After calibration" in after
+    (only,) = reliability_charts(replace(content(), reliability={"before": ()}))
+    assert "calibration" not in only
+
+
+def test_figures_of_ranking_are_no_percentages() -> None:
+    shares = {key: is_share(key) for key in ("val_accuracy", "val_auroc", "val_loss", "lr")}
+    assert shares == {"val_accuracy": True, "val_auroc": False, "val_loss": False, "lr": False}
 
 
 def test_the_chosen_point_is_named(content: Callable[..., Content]) -> None:
