@@ -9,7 +9,6 @@ from typing import Any
 from finetune.commands.evidence import Calibrated, Measured
 from finetune.commands.galleries import Galleries, make_galleries
 from finetune.commands.label_issues import LabelIssues
-from finetune.commands.measure import percent
 from finetune.commands.report_figures import (
     abstention,
     calibration_text,
@@ -34,9 +33,10 @@ from finetune.commands.training_images import TrainingImages
 from finetune.config import Task
 from finetune.data.discover import Sample
 from finetune.evaluation.reliability import expected_calibration_error
-from finetune.evaluation.report.content import Content, Value
+from finetune.evaluation.report.content import Content, MetricRow
 from finetune.evaluation.report.content import Worry as WrittenWorry
 from finetune.evaluation.report.page import write_report
+from finetune.evaluation.report.wording import figure
 from finetune.evaluation.worries import Facts, Scored, Trouble, Worry, find_worries
 from finetune.exports.bundle import Model
 from finetune.models.answers import as_hot, confidence, decide
@@ -193,7 +193,7 @@ def _content(story: Story, galleries: Galleries, worries: tuple[Worry, ...]) -> 
         summary=_summary(story),
         split=split,
         headline=headline,
-        headline_text=_headline_text(headline.name, headline.values[split], metrics.n, split),
+        headline_text=_headline_text(headline, split, metrics.n),
         worries=tuple(WrittenWorry(one.title, one.text, one.remedy) for one in worries),
         class_names=names,
         counts=_counts(story, names),
@@ -242,15 +242,16 @@ def _summary(story: Story) -> str:
     )
 
 
-def _headline_text(name: str, value: Value, images: int, split: str) -> str:
-    where = f"measured on {images:,} images of {split}"
+def _headline_text(row: MetricRow, split: str, images: int) -> str:
+    value, where = row.values[split], f"measured on {images:,} images of {split}"
     if value.value is None:
-        return f"The {name} is undefined, {where}."
+        return f"The {row.name} is undefined, {where}."
+    text = f"The {row.name} is {figure(value.value, row.is_share)}, {where}."
     if value.low is None or value.high is None:
-        return f"The {name} is {percent(value.value)}, {where}."
+        return text
+    low, high = (figure(end, row.is_share) for end in (value.low, value.high))
     return (
-        f"The {name} is {percent(value.value)}, {where}. With 95 % confidence, images of the same "
-        f"kind would give between {percent(value.low)} and {percent(value.high)}."
+        f"{text} With 95 % confidence, images of the same kind would give between {low} and {high}."
     )
 
 

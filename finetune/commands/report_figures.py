@@ -29,7 +29,7 @@ from finetune.evaluation.report.content import (
 from finetune.exports.bundle import Model
 from finetune.models.answers import as_hot, confidence, decide, to_probabilities
 
-MAX_CURVES = 8
+MAX_CURVES = 50
 """Classes whose curves are drawn: of more, those with the smallest area."""
 _UNLIKELY = 0.01
 

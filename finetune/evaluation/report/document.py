@@ -83,6 +83,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_keep_together,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -95,6 +96,11 @@ def _environment() -> Environment:
     }
     environment.tests["known"] = is_known
     return environment
+
+
+def _keep_together(value: Any) -> Any:
+    """Let no line end between a number and its percent sign."""
+    return re.sub(r"(?<=\d) %", "\u00a0%", value) if type(value) is str else value
 
 
 def _fingerprint(text: str) -> str:
