@@ -3,7 +3,8 @@
 Shapes: ``N`` images, ``C`` classes or labels.
 
 What a temperature is fitted to are the mistakes: how sure the model was of them, against how many
-there are. So a few hundred images may say too little, where nearly all answers are right.
+there are. Where there are few, it is fitted as if one image more were wrong, so that no number of
+right answers makes a model certain.
 """
 
 import math
@@ -28,12 +29,14 @@ LOWEST, HIGHEST = 0.05, 20.0
 FEWEST_IMAGES = 50
 """Fewer leave the folds 10 images or less to judge a temperature by."""
 FEWEST_MISTAKES = 10
-"""Fewer say too little, also where folds agree.
+"""With fewer, one more is made up.
 
-Drawn models of two or ten classes, calibrated already: without this rule and the standard error in
-`calibrate`, a temperature from 50 or 150 images (at 97 % accuracy: 2 to 5 mistakes) cost other
-images up to 0.7 nats; with both, 0.0002 on average and 0.006 at worst. Of what a temperature of 1.5
-or 0.7 could gain, 1,000 images brought 65 to 99 %, and 400 of a temperature of 2, 75 to 99 %.
+Drawn models of two or ten classes, 82 to 95 % right, temperatures from 60, 150 and 360 images: with
+it and the standard error in `calibrate`, other images lost 0.019 nats at worst, instead of 1.7 with
+neither. A model that is not sure enough (whose temperature should be 0.5) gained 0.0099 nats from
+60 images and 0.022 from 150 at 95 % right, and nothing and 0.005 where none was fitted to few
+mistakes. With 10 mistakes and more, made-up ones only cost (a temperature of 1.5 gained 0.013
+instead of 0.030).
 """
 
 _ENOUGH_NUMBERS = 1_000_000
@@ -65,19 +68,23 @@ class Calibration:
     reason: str
 
 
-def fit_temperature(logits: Tensor, targets: Tensor, task: Task) -> float:
+def fit_temperature(
+    logits: Tensor, targets: Tensor, task: Task, *, made_up_mistakes: int = 0
+) -> float:
     """Find the temperature with the least log loss, in ``LOWEST``..``HIGHEST``.
 
-    Where every image is right, that is near ``LOWEST``; where the logits say nothing, near
-    ``HIGHEST``. Of more than a million logits, those of some images drawn at random count: enough
-    for one number.
+    Where every image is right, that is near ``LOWEST`` unless mistakes are made up; where the
+    logits say nothing, near ``HIGHEST``. Of more than a million logits, those of some images drawn
+    at random count: enough for one number.
 
     Args:
         logits: ``[N, C]``, finite, N >= 1.
         targets: classes ``[N]`` int64, or with ``multilabel`` multi-hot ``[N, C]``.
         task: what the logits mean.
+        made_up_mistakes: images (of several labels: pairs) that count as wrong beside the others.
 
-    Source: Guo et al. 2017, "On calibration of modern neural networks".
+    Source: Guo et al. 2017, "On calibration of modern neural networks"; the made-up mistakes are
+    the targets of Platt 1999, "Probabilistic outputs for support vector machines".
     """
     numbers, known = logits.detach().cpu(), targets.cpu()
     most = max(1, _ENOUGH_NUMBERS // numbers.shape[1])
@@ -86,9 +93,14 @@ def fit_temperature(logits: Tensor, targets: Tensor, task: Task) -> float:
         numbers, known = numbers[chosen], known[chosen]
     numbers = numbers.double()
 
+    answers = numbers.numel() if task == "multilabel" else len(numbers)
+    share = made_up_mistakes / (answers + 2 * made_up_mistakes)
+
     # In 1/T the loss is convex, so it has one valley in log T as well.
     found = minimize_scalar(
-        lambda log_temperature: _log_loss(numbers, known, task, math.exp(log_temperature)),
+        lambda log_temperature: float(
+            _losses(numbers, known, task, math.exp(log_temperature), wrong=share).mean()
+        ),
         bounds=(math.log(LOWEST), math.log(HIGHEST)),
         method="bounded",
         options={"xatol": 1e-4},
@@ -109,8 +121,8 @@ def calibrate(
 
     The images are divided into folds, groups whole; each fold gets the temperature of the others.
     The temperature stays 1 if that does not lower the log loss by more than a standard error, or
-    if there are too few images or mistakes: where it matters little, the network's own
-    probabilities are safer than those that chance made surer.
+    if there are too few images: where it matters little, the network's own probabilities are safer
+    than those that chance made surer. Of few mistakes, see ``FEWEST_MISTAKES``.
 
     Args:
         logits: ``[N, C]``, finite, of images that the model did not train on.
@@ -129,13 +141,16 @@ def calibrate(
         return Calibration(1.0, None, None, None, None, images, f"{_NOT_FITTED}{reason}")
     before, ece_before = _judge(plain, known, task)
     places = fold_places(images, groups, seed=seed, folds=folds)
-    reason = _why_too_few(plain, known, task) if places is not None else _ONE_GROUP
-    if reason or places is None:
+    if places is None:
+        reason = "the validation images are one group, so none are left to try it on."
         return Calibration(1.0, before, None, ece_before, None, images, f"{_NOT_FITTED}{reason}")
+    made_up = 1 if _count_mistakes(plain, known, task) < FEWEST_MISTAKES else 0
     temperatures = torch.ones(images, 1)
     for fold in range(int(places.max()) + 1):
         held_out = torch.from_numpy(places == fold)
-        temperatures[held_out] = fit_temperature(plain[~held_out], known[~held_out], task)
+        temperatures[held_out] = fit_temperature(
+            plain[~held_out], known[~held_out], task, made_up_mistakes=made_up
+        )
     after, ece_after = _judge(plain.float() / temperatures, known, task)
     error = _gain_error(plain, temperatures, known, task, groups)
     if before - after <= error:
@@ -149,17 +164,17 @@ def calibrate(
             else "which is no gain."
         )
         return Calibration(1.0, before, None, ece_before, None, images, reason)
-    temperature = fit_temperature(plain, known, task)
+    temperature = fit_temperature(plain, known, task, made_up_mistakes=made_up)
     direction = "too sure" if temperature > 1 else "not sure enough"
     reason = (
         f"The network was {direction} of its answers, so its logits are divided by a "
-        f"temperature of {temperature:.3f}, fitted to {images:,} validation images."
+        f"temperature of {temperature:.3f}, fitted to {images:,} validation images"
+        f"{' and a made-up mistake, as there are few' if made_up else ''}."
     )
     return Calibration(temperature, before, after, ece_before, ece_after, images, reason)
 
 
 _NOT_FITTED = "No temperature was fitted: "
-_ONE_GROUP = "the validation images are one group, so none are left to try it on."
 
 
 def fold_places(
@@ -185,18 +200,11 @@ def _number_units(images: int, groups: Sequence[str | None] | None) -> Numbers:
     return np.array([units[name] if name else next(alone) for name in names], dtype=np.int64)
 
 
-def _why_too_few(logits: Tensor, targets: Tensor, task: Task) -> str:
-    """Say that there are too few mistakes; empty where there are enough."""
+def _count_mistakes(logits: Tensor, targets: Tensor, task: Task) -> int:
+    """Count wrong images; of several labels, wrong pairs of an image and a label."""
     given = decide(to_probabilities(logits, task), task)
     is_wrong = given != as_hot(targets, logits.shape[1])
-    # With one class per image, a mistake is an image; else a pair of an image and a label.
-    mistakes = int(is_wrong.sum() if task == "multilabel" else is_wrong.any(1).sum())
-    if not mistakes:
-        return "no answer on validation is wrong, so nothing says how sure is too sure."
-    if mistakes < FEWEST_MISTAKES:
-        are = "answer on validation is" if mistakes == 1 else "answers on validation are"
-        return f"{mistakes} {are} wrong, and fewer than {FEWEST_MISTAKES} say too little."
-    return ""
+    return int(is_wrong.sum() if task == "multilabel" else is_wrong.any(1).sum())
 
 
 def _judge(logits: Tensor, targets: Tensor, task: Task) -> tuple[float, float]:
@@ -223,16 +231,26 @@ def _log_loss(logits: Tensor, targets: Tensor, task: Task, temperature: float) -
     return float(_losses(logits, targets, task, temperature).mean())
 
 
-def _losses(logits: Tensor, targets: Tensor, task: Task, temperature: float) -> Tensor:
-    """Give the loss of each image ``[N]``, float64; with ``multilabel`` the mean over labels."""
-    found, size = [], max(1, _CHUNK // logits.shape[1])
+def _losses(
+    logits: Tensor, targets: Tensor, task: Task, temperature: float, *, wrong: float = 0.0
+) -> Tensor:
+    """Give the loss of each image ``[N]``, float64; with ``multilabel`` the mean over labels.
+
+    ``wrong`` is the share of each target, in [0, 0.5), that is given to what is not true.
+    """
+    classes = logits.shape[1]
+    found, size = [], max(1, _CHUNK // classes)
     for numbers, known in zip(torch.split(logits, size), torch.split(targets, size), strict=True):
         scaled = numbers.double() / temperature
         if task == "multilabel":
             losses = functional.binary_cross_entropy_with_logits(
-                scaled, known.double(), reduction="none"
+                scaled, known.double() * (1 - 2 * wrong) + wrong, reduction="none"
             ).mean(1)
         else:
-            losses = functional.cross_entropy(scaled, known.long(), reduction="none")
+            # PyTorch's smoothing also gives the true class its part of what it takes.
+            smoothing = wrong * classes / (classes - 1)
+            losses = functional.cross_entropy(
+                scaled, known.long(), reduction="none", label_smoothing=smoothing
+            )
         found.append(losses)
     return torch.cat(found)
