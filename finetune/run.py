@@ -182,6 +182,21 @@ def read_record(run: RunDirectory) -> dict[str, Any]:
     return record
 
 
+def read_figures(run: RunDirectory) -> dict[str, Any]:
+    """Read ``metrics.json``.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    try:
+        figures = json.loads(run.metrics.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run.metrics} cannot be read: {error}") from None
+    if not isinstance(figures, dict):
+        raise RunError(f"{run.metrics} holds no figures; it is damaged.")
+    return figures
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing: beside the target first, then renamed."""
     with replacing(path) as temporary:

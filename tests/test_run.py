@@ -20,6 +20,7 @@ from finetune.run import (
     command_line,
     create_run,
     open_run,
+    read_figures,
     read_record,
     replacing,
     typed,
@@ -316,3 +317,17 @@ def test_versions_are_those_that_are_installed():
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert {"finetune", "torch", "timm", "pillow"} <= set(found)
     assert all(re.match(r"\d+\.\d+", version) for version in found.values())
+
+
+def test_figures_that_are_damaged_are_said_to_be(tmp_path):
+    directory = RunDirectory(tmp_path)
+    with pytest.raises(RunError, match=r"metrics\.json cannot be read"):
+        read_figures(directory)
+    directory.metrics.write_text("{half")
+    with pytest.raises(RunError, match=r"metrics\.json cannot be read"):
+        read_figures(directory)
+    directory.metrics.write_text("[1]")
+    with pytest.raises(RunError, match="holds no figures"):
+        read_figures(directory)
+    directory.metrics.write_text('{"val": {"accuracy": 1.0}}')
+    assert read_figures(directory)["val"] == {"accuracy": 1.0}

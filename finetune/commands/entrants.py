@@ -2,7 +2,6 @@
 
 import csv
 import glob
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from finetune.errors import ConfigError, RunError
 from finetune.exports.description import Description, read_description
 from finetune.exports.interface import JSON_NAME
 from finetune.prediction.writers import class_columns, disarm_formula, escape_undecodable
-from finetune.run import RunDirectory, read_record, typed
+from finetune.run import RunDirectory, read_figures, read_record, typed
 
 
 @dataclass(frozen=True)
@@ -103,19 +102,9 @@ def _reason_to_skip(folder: Path, known: Mapping[Path, object]) -> str | None:
         return "listed already."
     if not run.metrics.is_file():
         return f"unfinished, it has no {run.metrics.name}."
-    if "folds" in _figures(run):
+    if "folds" in read_figures(run):
         return f"a cross-validation; its folds are runs, such as {run.fold(0).path}."
     return None
-
-
-def _figures(run: RunDirectory) -> dict[str, Any]:
-    try:
-        figures = json.loads(run.metrics.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{run.metrics} cannot be read: {error}") from None
-    if not isinstance(figures, dict):
-        raise RunError(f"{run.metrics} holds no figures; it is damaged.")
-    return figures
 
 
 def read_entrants(
@@ -212,7 +201,7 @@ def _read_entrant(
     return Entrant(
         name=name,
         run=run,
-        figures=_figures(run),
+        figures=read_figures(run),
         description=description,
         device=(record.get("decisions") or {}).get("device"),
         root=root,

@@ -1,8 +1,6 @@
 """``finetune evaluate``: how good a trained run is, on its own split or on another folder."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,9 +19,9 @@ from finetune.commands.report import Story, worries_of, write_story
 from finetune.config import EvaluateConfig
 from finetune.data.discover import Sample, discover_folder
 from finetune.data.split_file import read_split
-from finetune.errors import DataError, RunError, did_you_mean
+from finetune.errors import DataError, did_you_mean
 from finetune.exports.bundle import Model, load_model
-from finetune.run import RunDirectory, open_run, read_record, write_json
+from finetune.run import RunDirectory, open_run, read_figures, read_record, write_json
 from finetune.training.hardware import choose_workers
 
 
@@ -48,7 +46,8 @@ def run(config: EvaluateConfig, as_yaml: str) -> AnyMetrics:
         may_leave_out=True,
     )
     write_predictions(directory.predictions(name), model, answers, samples)
-    record, known = read_record(directory), _known(directory)
+    record = read_record(directory)
+    known = read_figures(directory) if directory.metrics.is_file() else {}
     measured = measure_answers(
         model,
         answers,
@@ -92,19 +91,6 @@ def run(config: EvaluateConfig, as_yaml: str) -> AnyMetrics:
     names = ", ".join(map(str, written))
     console.print(f"Written: {names}", markup=False, highlight=False, soft_wrap=True)
     return metrics
-
-
-def _known(directory: RunDirectory) -> dict[str, Any]:
-    """Read what the training found out; empty for a bundle without its figures."""
-    if not directory.metrics.is_file():
-        return {}
-    try:
-        known = json.loads(directory.metrics.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{directory.metrics} cannot be read: {error}") from None
-    if not isinstance(known, dict):
-        raise RunError(f"{directory.metrics} holds no figures; it is damaged.")
-    return known
 
 
 def _images(

@@ -163,22 +163,7 @@ def explain(
         "images for both models, which is why two intervals may overlap though one model is better."
     ]
     if tested:
-        is_exact = headline.key in ("accuracy", "exact_match") and not grouped
-        test = (
-            "McNemar's exact test on the images that only one of the two has right"
-            if is_exact
-            else f"a permutation test of {headline.measure.name}: the two models' answers are "
-            f"swapped at random in {'groups' if grouped else 'images'}, {resamples:,} times"
-        )
-        text = f"p is the chance of a difference as large between equally good models, by {test}."
-        if len(tested) > 1:
-            text += (
-                f" It is corrected for {len(tested)} comparisons (Holm); below 0.05 after that, a "
-                "model counts as worse than the best."
-            )
-        else:
-            text += " Below 0.05, a model counts as worse than the best."
-        lines.append(f"{text} In small samples, that is stricter than the interval.")
+        lines.append(_explain_p(headline, resamples, len(tested), is_grouped=grouped))
         lines.append(
             "That two models cannot be told apart does not show that they are equal: more images "
             "may tell."
@@ -193,6 +178,26 @@ def explain(
             f"reading and resizing it, {threads} threads, the models by turns."
         )
     return tuple(lines)
+
+
+def _explain_p(headline: Headline, resamples: int, tests: int, *, is_grouped: bool) -> str:
+    if headline.key in ("accuracy", "exact_match") and not is_grouped:
+        test = "McNemar's exact test on the images that only one of the two has right."
+    else:
+        test = (
+            f"a permutation test of {headline.measure.name}: the two models' answers are swapped "
+            f"at random in {'groups' if is_grouped else 'images'}, {resamples:,} times. On few "
+            "images it is stricter than the interval."
+        )
+    limit = (
+        f"It is corrected for {tests} comparisons (Holm); below 0.05 after that, "
+        if tests > 1
+        else "Below 0.05, "
+    )
+    return (
+        f"p is the chance of a difference as large between equally good models, by {test} {limit}"
+        "a model counts as worse than the best."
+    )
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -229,7 +229,9 @@ class CompareConfig(Group):
     Attributes:
         runs: run directories, which may also be typed without a name: ``compare runs/digits/*``.
         backbones: trains each of these first, under one recipe and with every other word of the
-            command line (``dataset=…``), and compares the runs; not with ``runs``.
+            command line (``dataset=…``; ``runs`` is then the folder for the trainings, ``name``
+            begins their names), and compares the runs. ``model.weights`` may be a folder with a
+            file for each.
         split: whose figures are compared; ``auto`` takes ``test`` where every run has it.
         output: folder for ``comparison.json``, ``comparison.csv`` and ``comparison.html``.
         resamples: of the bootstrap behind intervals and differences.

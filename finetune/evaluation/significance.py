@@ -171,7 +171,7 @@ def swap_test(score: Score, num_units: int, *, resamples: int, seed: int = 0) ->
 
     If they are, it does not matter which of them gave which answer: the answers are swapped in
     half of the units at random, and p is the share of swaps that make as large a difference as
-    the one found, which itself counts as one.
+    the one found, which itself counts as one. All ways to swap are tried where these are few.
 
     Args:
         score: of both models.
@@ -188,17 +188,29 @@ def swap_test(score: Score, num_units: int, *, resamples: int, seed: int = 0) ->
     found = abs(difference(score, num_units))
     if math.isnan(found):
         return None
+    values = np.concatenate(
+        [
+            np.abs(_second_minus_first(score, 1 - swapped, swapped))
+            for swapped in _swaps(num_units, resamples, seed)
+        ]
+    )
+    as_large = int((values >= found - _CLOSE).sum())
+    return as_large / int((~np.isnan(values)).sum())
+
+
+def _swaps(num_units: int, resamples: int, seed: int) -> Iterator[Numbers]:
+    """Say which units are swapped, ``[U, R]``: none first, then at random; all ways if few."""
+    if 2.0**num_units <= resamples:
+        ways = np.arange(2**num_units)
+        yield (ways >> np.arange(num_units)[:, None] & 1).astype(np.float64)
+        return
     rng = np.random.default_rng(seed)
+    yield np.zeros((num_units, 1))
 
     def draw(columns: int) -> Numbers:
         return (rng.random((columns, num_units)) < 0.5).T.astype(np.float64)
 
-    as_large, valid = 1, 1
-    for swapped in _chunks(draw, resamples, num_units):
-        values = np.abs(_second_minus_first(score, 1 - swapped, swapped))
-        as_large += int((values >= found - _CLOSE).sum())
-        valid += int((~np.isnan(values)).sum())
-    return as_large / valid
+    yield from _chunks(draw, resamples, num_units)
 
 
 def _second_minus_first(score: Score, own: Numbers, swapped: Numbers) -> Numbers:

@@ -93,7 +93,7 @@ def test_two_runs_are_ranked_and_tested_on_the_same_images(
     (pair,) = found["pairs"]
     assert (pair["best"], pair["other"], pair["images"]) == (best, other, 16)
     rows = {
-        name: list(csv.DictReader((runs / name / "predictions_test.csv").open()))
+        name: list(csv.DictReader((runs / name / "predictions_test.csv").read_text().splitlines()))
         for name in ("good", "poor")
     }
     right = {

@@ -196,6 +196,15 @@ def test_equal_models_are_told_apart_no_more_often_than_stated():
     assert np.median(found) > 0.3
 
 
+def test_few_units_are_swapped_in_every_way():
+    # Eight units, in all of which the second alone is right: of 256 ways, two are as extreme.
+    truth = torch.zeros(8, dtype=torch.int64)
+    first, second = torch.tensor([[0.1, 0.9]] * 8), torch.tensor([[0.9, 0.1]] * 8)
+    score = score_of("accuracy", first, second, truth)
+    assert swap_test(score, 8, resamples=256) == 2 / 256 == mcnemar(0, 8)
+    assert swap_test(score, 8, resamples=255) != 2 / 256
+
+
 def test_images_of_one_group_count_as_one():
     # Two groups of 20 images: whatever happens within one, it happened once.
     truth = torch.zeros(40, dtype=torch.int64)

@@ -178,6 +178,9 @@ def _charts(content: Comparison, *, is_timed: bool) -> list[Markup]:
             for contender, cost in zip(content.contenders, costs, strict=True)
             if cost
         ]
+        known = [place.cost for place in places]
+        if len(known) > 1 and max(known) < 1.01 * min(known):
+            return Markup()  # nothing to be seen: all cost the same
         return cost_chart(
             places,
             identity=identity,

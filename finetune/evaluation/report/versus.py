@@ -40,9 +40,10 @@ class LogAxis:
         return math.log(number / self.low) / math.log(self.high / self.low)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Give 1, 2 and 5 times powers of ten within the ends, or the powers alone if these do."""
+        """Give round numbers within the ends, fewer for each power of ten where these are many."""
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        factors = (1, 2, 5) if self.high / self.low < 500 else (1,)
+        ratio = self.high / self.low
+        factors = (1, 1.5, 2, 3, 5, 7) if ratio < 8 else (1, 2, 5) if ratio < 500 else (1,)
         numbers = [factor * 10.0**power for power in powers for factor in factors]
         return [(number, f"{number:g}") for number in numbers if self.low <= number <= self.high]
 

@@ -108,7 +108,7 @@ def test_the_page_says_who_is_best_and_why():
 def test_what_is_unknown_or_undefined_leaves_the_rest():
     whole = comparison()
     bare = tuple(replace(one, latency_ms=None, seconds=None, cost=None) for one in whole.contenders)
-    unclear = replace(bare[1], metrics={**bare[1].metrics, "accuracy": Value(None)})
+    unclear = replace(bare[1], flops=10**9, metrics={**bare[1].metrics, "accuracy": Value(None)})
     pair = Pair("large", "small", 20, text="They are not tested.")
     page = render_comparison(
         replace(
@@ -126,6 +126,7 @@ def test_what_is_unknown_or_undefined_leaves_the_rest():
     assert "an hour" not in text
     assert "GFLOPs: large: 95.0 % at 3.63." in text
     assert 'class="difference"' not in page
+    assert "by size" not in text  # all have as many parameters
 
 
 def test_one_model_has_nothing_to_be_compared_with():
