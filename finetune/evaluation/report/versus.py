@@ -8,7 +8,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from finetune.evaluation.report.content import Value
-from finetune.evaluation.report.scales import Axis, axis_around, describe_number, spread
+from finetune.evaluation.report.scales import Axis, axis_around, describe_number
 from finetune.evaluation.report.svg import HEIGHT, NOTHING, WIDTH, figure_element, px, rule, text
 from finetune.evaluation.report.wording import is_known
 
@@ -71,7 +71,7 @@ def cost_chart(
     ends = [end for place in shown for end in _ends(place.worth)]
     up = axis_around(worth, ends, "share" if is_share else "number", from_zero=False)
     points = [_point(across, up, place) for place in shown]
-    drawing = [_axes(across, up)]
+    drawing = [_axes(across, up), *_labels(shown, points)]
     for place, (x, y) in zip(shown, points, strict=True):
         low, high = (_height(up, end) for end in _ends(place.worth))
         drawing.append(
@@ -84,7 +84,6 @@ def cost_chart(
                 place.standing, px(x), px(y)
             )
         )
-    drawing += _labels(shown, points)
     told = "; ".join(
         f"{place.name}: {describe_number(up, place.worth.value or 0.0)} at {place.cost:.3g}"
         for place in shown
@@ -169,16 +168,51 @@ def _axes(across: LogAxis, up: Axis) -> Markup:
 
 
 def _labels(places: Sequence[Place], points: Sequence[tuple[float, float]]) -> list[Markup]:
-    """Write names beside their points, on the side with more room, none over another."""
+    """Write each name beside its point, where no other name and no point is if there is room."""
+    taken = [_Box(x - 6, x + 6, y - 6, y + 6) for x, y in points]
     parts = []
-    for is_left in (True, False):
-        chosen = [i for i, (x, _) in enumerate(points) if (x < WIDTH / 2) == is_left]
-        heights = spread(
-            [points[i][1] for i in chosen], gap=_LABEL_GAP, low=_TOP + 6, high=HEIGHT - _BOTTOM - 4
-        )
-        for i, height in zip(chosen, heights, strict=True):
-            name, (x, _) = places[i].name, points[i]
-            cut = name if len(name) <= _LABEL_LETTERS else f"{name[: _LABEL_LETTERS - 1]}…"
-            side, anchor = (9, "start") if is_left else (-9, "end")
-            parts.append(text(x + side, height + 4, cut, anchor, "name"))
+    for place, (x, y) in zip(places, points, strict=True):
+        name = place.name
+        cut = name if len(name) <= _LABEL_LETTERS else f"{name[: _LABEL_LETTERS - 1]}…"
+        tried = [
+            _beside(x, y + lines * _LABEL_GAP, 7 * len(cut), is_left=is_left)
+            for lines in (0, -1, 1, -2, 2, -3, 3, -4, 4)
+            for is_left in (False, True)
+        ]
+        inside = [box for box in tried if box.left > _LEFT and box.right < WIDTH] or tried[:1]
+        free = [box for box in inside if not any(box.meets(other) for other in taken)]
+        box = (free or inside)[0]
+        taken.append(box)
+        is_left, middle = box.right < x, (box.top + box.bottom) / 2
+        edge, anchor = (box.right, "end") if is_left else (box.left, "start")
+        if abs(middle - y) > 1:
+            parts.append(
+                Markup('<line class="lead" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(
+                    px(x), px(y), px(edge), px(middle)
+                )
+            )
+        parts.append(text(edge, middle + 4, cut, anchor, "name"))
     return parts
+
+
+class _Box(NamedTuple):
+    """A part of the chart, in pixels."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+    def meets(self, other: "_Box") -> bool:
+        """Tell whether any place is in both."""
+        return (
+            self.left < other.right
+            and other.left < self.right
+            and self.top < other.bottom
+            and other.top < self.bottom
+        )
+
+
+def _beside(x: float, y: float, width: float, *, is_left: bool) -> _Box:
+    left = x - 9 - width if is_left else x + 9
+    return _Box(left, left + width, y - 7, y + 7)
