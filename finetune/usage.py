@@ -104,7 +104,8 @@ def verb_help(verb: str, config_dir: Path | None = None) -> str:
         key for key in kinds if "." in key and (key[-5:] != ".name" or holds_text(kinds[key]))
     ]
     lines = [f"finetune {verb}: {_SUMMARIES[verb]}.", ""]
-    lines += [f"Usage: finetune {verb} [name=value …] [-m]", ""]
+    folders = " [RUN …]" if verb == "compare" else ""
+    lines += [f"Usage: finetune {verb}{folders} [name=value …] [-m]", ""]
     if groups_of_verb:
         lines += ["Groups (group=option):", *groups_of_verb, ""]
     lines += ["Names:", *_wrapped([*plain, *grouped, "config_dir"]), ""]

@@ -108,8 +108,8 @@ def test_version(capsys):
 
 def test_a_mistyped_verb(refusal):
     assert refusal("trian") == (
-        "ConfigError: trian: no such verb, expected one of train, evaluate, predict, export, "
-        "serve, inspect, data, cache. Did you mean `train`?\n"
+        "ConfigError: trian: no such verb, expected one of train, evaluate, compare, predict, "
+        "export, serve, inspect, data, cache. Did you mean `train`?\n"
     )
 
 

@@ -200,12 +200,13 @@ def _metrics(entrant: Entrant, measures: Sequence[Measure], resamples: int) -> d
 
 
 def _best_first(contenders: Sequence[Contender], headline: Headline) -> list[int]:
-    """Order by the headline metric; of equal ones, the network with fewer operations is first."""
+    """Order by the headline metric; of equal ones, by fewer operations, then by log loss."""
 
-    def key(index: int) -> tuple[float, int]:
+    def key(index: int) -> tuple[float, int, float]:
         value = contenders[index].metrics[headline.key].value
         worth = -math.inf if value is None else headline.sign * value
-        return -worth, contenders[index].flops
+        log_loss = contenders[index].metrics["log_loss"].value
+        return -worth, contenders[index].flops, math.inf if log_loss is None else log_loss
 
     return sorted(range(len(contenders)), key=key)
 

@@ -200,7 +200,7 @@ def swap_test(score: Score, num_units: int, *, resamples: int, seed: int = 0) ->
 
 def _swaps(num_units: int, resamples: int, seed: int) -> Iterator[Numbers]:
     """Say which units are swapped, ``[U, R]``: none first, then at random; all ways if few."""
-    if 2.0**num_units <= resamples:
+    if num_units <= math.log2(resamples):
         ways = np.arange(2**num_units)
         yield (ways >> np.arange(num_units)[:, None] & 1).astype(np.float64)
         return

@@ -205,6 +205,14 @@ def test_few_units_are_swapped_in_every_way():
     assert swap_test(score, 8, resamples=255) != 2 / 256
 
 
+def test_thousands_of_images_are_swapped_at_random():
+    first, second, truth = answers(5, 3000, 2, skill=0.5)
+    score = score_of("balanced_accuracy", first, second, truth)
+    assert swap_test(score, 3000, resamples=99) == 0.01
+    low, high = paired_bootstrap(score, 3000, resamples=99) or (0, 0)
+    assert 0 < low < difference(score, 3000) < high
+
+
 def test_images_of_one_group_count_as_one():
     # Two groups of 20 images: whatever happens within one, it happened once.
     truth = torch.zeros(40, dtype=torch.int64)
