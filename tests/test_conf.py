@@ -328,6 +328,14 @@ def test_trainer(option, tmp_path):
         assert strategy == expected
 
 
+@pytest.mark.parametrize("option", of("evidence"))
+def test_evidence(option):
+    evidence = compose_train(f"evidence={option}").evidence
+    parts = (evidence.calibrate, evidence.coverage, evidence.max_error, evidence.resamples)
+    assert all(bool(part) == evidence.report for part in parts)
+    assert evidence.report == (option == "full")
+
+
 def build_any_trainer(config: TrainConfig, folder: Path) -> Trainer:
     console = Console(file=io.StringIO())
     epochs = EpochTable(

@@ -30,7 +30,7 @@ def accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[object]:
     configs: list[object] = []
 
     def take(name: str) -> SimpleNamespace:
-        return SimpleNamespace(run=lambda config, _: configs.append((name, config)))
+        return SimpleNamespace(run=lambda config, _, **more: configs.append((name, config)))
 
     monkeypatch.setattr(finetune.cli, "import_module", take)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -185,11 +185,7 @@ def say_what_is_there(setup: Setup, result: TrainResult, seconds: float) -> None
     lines = [
         "",
         f"Done in {seconds:.0f} s. Everything is in {directory.path}:",
-        *(
-            ["  report.html   the page to read: what it knows, where it fails"]
-            if has_report
-            else []
-        ),
+        *(["  report.html                     the page to read"] if has_report else []),
         "  model.json, model.safetensors   the model      model.ts   TorchScript",
         "  metrics.json, metrics.csv       the figures    curves.png, contact_sheet.png, "
         f"{directory.picture(task).name}",

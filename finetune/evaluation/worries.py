@@ -195,7 +195,8 @@ def _is_sure_and_wrong(facts: Facts) -> Iterator[Worry]:
         share = sure / len(facts.mistakes)
         yield Worry(
             0.3 + 0.4 * share,
-            f"{sure} of {len(facts.mistakes)} mistakes are made with certainty",
+            f"{sure} of {len(facts.mistakes)} mistakes {'is' if sure == 1 else 'are'} made with "
+            "certainty",
             f"There the model gives its wrong answer at least {_percent(SURE)}, so that no "
             "threshold catches them.",
             "Look at them first: such images are often mislabelled, or of a kind that training "

@@ -37,7 +37,8 @@ def test_a_run_directory_holds_everything_that_is_promised(trained: Path) -> Non
         "config.yaml", "run.json",
         "audit.json", "split.csv", "contact_sheet.png", "metrics.csv", "metrics.json", "curves.png",
         "confusion_matrix.png", "predictions_val.csv", "predictions_test.csv", "model.json",
-        "model.safetensors", "model.ts", "model.ts.check.json", "checkpoints",
+        "model.safetensors", "model.ts", "model.ts.check.json", "checkpoints", "README.md",
+        "report.html", "label_issues.csv",
     }  # fmt: skip
     assert {path.name for path in trained.iterdir()} == expected
     assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
@@ -64,11 +65,12 @@ def test_equal_commands_give_equal_metrics_and_weights_and_touch_no_image(
 ) -> None:
     before = hash_tree(stripes)
     words = ["train", f"dataset.root={stripes}", f"runs={tmp_path}", "name=again", *quick]
-    assert main([*words, "dataset.test_fraction=0.2", "dataset.workers=2"]) == 0
+    more = ["dataset.test_fraction=0.2", "evidence=full", "dataset.workers=2"]
+    assert main([*words, *more]) == 0
     again = tmp_path / "stripes" / "again"
-    assert json.loads((again / "metrics.json").read_text()) == json.loads(
-        (trained / "metrics.json").read_text()
-    )
+    figures = [json.loads((run / "metrics.json").read_text()) for run in (again, trained)]
+    assert all(run.pop("seconds") > 0 for run in figures)
+    assert figures[0] == figures[1]
     assert (again / "model.safetensors").read_bytes() == (
         trained / "model.safetensors"
     ).read_bytes()

@@ -79,7 +79,8 @@ def test_counts_equal_scikit_learn(case: Case, threshold: float) -> None:
 @relaxed
 @given(cases(), st.sampled_from(SHARES), st.sampled_from(SHARES))
 def test_no_other_threshold_is_better(case: Case, sensitivity: float, specificity: float) -> None:
-    points, others = choose(case, sensitivity, specificity), every_threshold(case)
+    points = choose(case, sensitivity, specificity)
+    others = [*every_threshold(case), points["default"]]
     assert points["default"].threshold == 0.5
 
     def youden(point: OperatingPoint) -> float:
