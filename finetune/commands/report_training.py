@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,10 +71,15 @@ def facts(
 
 
 def reproduce(run: RunDirectory, record: Mapping[str, Any]) -> tuple[str, ...]:
-    """Give the command that trained, and the same with the images divided as they were."""
+    """Give the command that trained, and the one that trains again on images divided alike.
+
+    The second is without the name of the run, which is taken. A fold is divided by its own words.
+    """
     command = str(record.get("command", ""))
-    again = f"{command} dataset.split_file={run.split}"
-    return tuple(line for line in (command, again if command else "") if line)
+    words = [word for word in shlex.split(command) if not word.startswith(("name=", "resume="))]
+    if any(word.startswith("dataset.folds=") for word in words) or not words:
+        return (command,) if command else ()
+    return command, shlex.join([*words, f"dataset.split_file={run.split}"])
 
 
 def deploy(run: RunDirectory) -> tuple[tuple[str, str], ...]:

@@ -56,6 +56,9 @@ def test_what_repeats_and_deploys_it_can_be_typed(trained: Path) -> None:
     command, again = reproduce(run, record)
     assert command == record["command"]
     assert again.endswith(f"dataset.split_file={run.split}")
+    assert "name=" not in again
+    folded = {"command": "finetune train dataset.folds=2 dataset.fold=all"}
+    assert reproduce(run, folded) == (folded["command"],)
     blocks = dict(deploy(run))
     for title in ("In Python", "In Python, with torch alone"):
         compile(blocks[title], title, "exec")
