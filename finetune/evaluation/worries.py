@@ -165,7 +165,9 @@ def _has_few(facts: Facts) -> Iterator[Worry]:
     few = [row for row in facts.classes if 0 < row.support < ENOUGH_IMAGES]
     if few:
         least = min(few, key=lambda row: row.support)
-        others = f", and {len(few) - 1} more classes have few" if len(few) > 1 else ""
+        more = len(few) - 1
+        has = "class has" if more == 1 else "classes have"
+        others = f", and {more} more {has} few" if more else ""
         yield Worry(
             0.55 if len(few) < len(facts.classes) else 0.5,
             f'Only {least.support} images show "{least.name}"',
