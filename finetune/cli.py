@@ -8,6 +8,7 @@ import gc
 import itertools
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,12 +22,19 @@ import yaml
 
 from finetune.compare_words import sort_words
 from finetune.config import VERBS, expand_home
-from finetune.errors import ConfigError, FinetuneError, RunError, did_you_mean
+from finetune.errors import ConfigError, FinetuneError, RunError, Stopped, did_you_mean
 from finetune.usage import CONF, group_options, groups, overview, verb_help
 from finetune.validation import holds_list, holds_path, holds_text, key_types, validate
 
 INTERRUPTED = 130
-CHANGEABLE_ON_RESUME = ("debug", "dataset.workers")
+CHANGEABLE_ON_RESUME = (
+    "debug",
+    "dataset.workers",
+    "cache_folder",
+    "trainer.checkpoint_every_minutes",
+    "trainer.max_time_minutes",
+)
+"""What leaves the course of a training as it is."""
 OPTIONAL = ("experiment", "logger")
 
 
@@ -44,7 +52,10 @@ class Token:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit status: 0, 1 failed, 2 user's mistake, 130 Ctrl-C.
+    """Run one command line and return its exit status.
+
+    0; 1 where the run failed; 2 for a mistake of the user's; 128 and the number of the signal that
+    stopped it, such as 130 for Ctrl-C.
 
     Args:
         arguments: the words after ``finetune``; None for the process's own.
@@ -65,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         return INTERRUPTED
+    except Stopped as stopped:
+        sys.stderr.write(f"Stopped by {signal.Signals(stopped.number).name}.\n")
+        return stopped.exit_status
     except BrokenPipeError:  # `finetune predict … | head` has read enough
         with suppress(OSError):  # a stand-in for stdout has no file
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -418,7 +432,7 @@ def _resumed(run: Path, tokens: Sequence[Token]) -> tuple[dict[str, Any], str]:
                 f"it may change {', '.join(CHANGEABLE_ON_RESUME)}."
             )
         if token.key != "resume":
-            OmegaConf.update(config, token.key, _from_yaml(token.value or ""))
+            OmegaConf.update(config, token.key, _from_yaml(token.value or ""), force_add=True)
     OmegaConf.update(config, "resume", str(run))
     return _plain(config)
 

@@ -9,11 +9,13 @@
         │   └── ImageError   one file that cannot be decoded
         ├── ModelError       a backbone, its weights, a bundle or a checkpoint
         └── RunError         a run directory
+    Stopped                  a signal asked to stop; exit status 128 + its number
 
 A message says what was got, what was expected, and the nearest fix.
 """
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -21,6 +23,19 @@ class FinetuneError(Exception):
     """A failure with a message for the user. ``exit_status`` is what the process ends with."""
 
     exit_status = 1
+
+
+class Stopped(BaseException):
+    """A signal asked to stop, and what there was to save is saved; like ``KeyboardInterrupt``.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+        self.exit_status = 128 + number
 
 
 class TrainingError(FinetuneError):

@@ -23,9 +23,11 @@ With ``dataset.fold=all``, each fold has such a folder in the run's, which itsel
 ``metrics.json`` (mean and deviation), ``predictions_out_of_fold.csv`` and ``label_issues.csv``.
 """
 
+import errno
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -39,6 +41,8 @@ from finetune.config import Task
 from finetune.errors import RunError
 
 LATEST = "latest"
+_LEFTOVER = re.compile(r"\.[^/]+\.\d+(\.\w+)?")
+"""The temporary names of `replacing`."""
 
 
 class RunDirectory:
@@ -216,17 +220,40 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary file beside ``path`` that takes its place when the block succeeds.
 
-    It is flushed to the disk before it is renamed, so that a reader finds the old file or the
-    whole new one; when the block fails, nothing is left.
+    It is flushed to the disk before it is renamed, and its folder after that, so that a reader
+    finds the old file or the whole new one, also after the power has failed; when the block
+    fails, nothing is left. What a kill leaves, `sweep_leftovers` removes.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         temporary.replace(path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep_leftovers(folder: Path) -> list[str]:
+    """Remove what `replacing` left in ``folder`` when its process was killed; return the names.
+
+    Only for a folder in which nobody else writes.
+    """
+    found = [path for path in folder.glob(".*") if _LEFTOVER.fullmatch(path.name)]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return sorted(path.name for path in found)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network disks cannot do it for a folder
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _make_named(folder: Path, name: str) -> Path:

@@ -262,7 +262,7 @@ def test_the_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch)
     events = []
     monkeypatch.setattr(os, "fsync", lambda _: events.append(("fsync", path.exists())))
     write_text(path, "text")
-    assert events == [("fsync", False)]
+    assert events == [("fsync", False), ("fsync", True)]  # the file, then its folder
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))

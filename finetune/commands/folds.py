@@ -2,8 +2,8 @@
 
 import csv
 import functools
-import json
 import math
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,21 +19,24 @@ from rich.table import Table
 
 from finetune.commands.components import build_hardware
 from finetune.commands.dataset import columns_of, data_name
+from finetune.commands.going_on import launcher_id
 from finetune.commands.label_issues import find_issues, write_issues
 from finetune.commands.measure import compute_metrics
 from finetune.config import TrainConfig
 from finetune.data.discover import Sample
 from finetune.data.labelled_images import make_targets
 from finetune.data.split_file import read_split
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, RunError
 from finetune.evaluation.intervals import bootstrap_intervals
 from finetune.prediction.writers import class_columns, disarm_formula, escape_undecodable
 from finetune.run import (
     RunDirectory,
     command_line,
     create_run,
+    read_figures,
     read_record,
     replacing,
+    typed,
     versions,
     write_json,
     write_text,
@@ -63,13 +66,16 @@ class FoldsResult:
     out_of_fold: dict[str, Any]
 
 
-def train_folds(config: TrainConfig, as_yaml: str, train_once: TrainOnce) -> FoldsResult:
+def train_folds(
+    config: TrainConfig, as_yaml: str, train_once: TrainOnce, hold: Callable[[Path], None]
+) -> FoldsResult:
     """Train on each fold in turn; a fold that is finished is not trained again.
 
     Args:
         config: with ``dataset.fold=all``.
         as_yaml: the same as composed, for the run directory.
         train_once: trains one fold in its run directory.
+        hold: takes the run directory of all folds for this process alone.
 
     Raises:
         ConfigError: several devices are asked for; processes are started once only.
@@ -80,7 +86,7 @@ def train_folds(config: TrainConfig, as_yaml: str, train_once: TrainOnce) -> Fol
             "itself: dataset.fold=0, then 1, ….  On one GPU: trainer.devices=1."
         )
     console = rich.get_console()
-    open_run = functools.cache(lambda: _run_directory(config, as_yaml))
+    open_run = functools.cache(lambda: _run_directory(config, as_yaml, hold))
     folds = range(config.dataset.folds or 0)
     for fold in folds:
         console.print(f"\n[bold]Fold {fold + 1} of {len(folds)}[/]")
@@ -93,14 +99,16 @@ def train_folds(config: TrainConfig, as_yaml: str, train_once: TrainOnce) -> Fol
     return result
 
 
-def _run_directory(config: TrainConfig, as_yaml: str) -> RunDirectory:
+def _run_directory(config: TrainConfig, as_yaml: str, hold: Callable[[Path], None]) -> RunDirectory:
     if config.resume is not None:
         return RunDirectory(config.resume.resolve())
     directory = create_run(config.runs, data_name(config.dataset), config.name)
+    hold(directory.path)
     write_text(directory.config, as_yaml)
     record = {
         "command": command_line(),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "launcher": launcher_id(os.environ),
         "seed": config.seed,
         "data": data_name(config.dataset),
         "versions": versions(),
@@ -118,7 +126,7 @@ def _train_fold(
         if directory.metrics.is_file():
             rich.get_console().print("Finished before.")
             return
-        resume = directory.path if directory.last_checkpoint.is_file() else None
+        resume = directory.path if directory.record.is_file() else None
     dataset = config.dataset.model_copy(update={"fold": fold})
     values = yaml.safe_load(as_yaml)
     values["dataset"]["fold"] = fold
@@ -133,7 +141,7 @@ def _aggregate(
     config: TrainConfig, directory: RunDirectory, folds: Sequence[RunDirectory]
 ) -> FoldsResult:
     """Write and return what all folds say together."""
-    figures = [json.loads(fold.metrics.read_text(encoding="utf-8")) for fold in folds]
+    figures = [read_figures(fold) for fold in folds]
     mean: dict[str, dict[str, float]] = {}
     deviation: dict[str, dict[str, float]] = {}
     for split in ("val", "test"):
@@ -187,6 +195,9 @@ def _out_of_fold(
 
     Returns:
         The images, and their probabilities in the order of ``class_names``.
+
+    Raises:
+        RunError: a fold that was finished before does not hold the answers to its images.
     """
     samples: list[Sample] = []
     probabilities: list[list[float]] = []
@@ -194,11 +205,19 @@ def _out_of_fold(
     for index, fold in enumerate(folds):
         split = read_split(fold.split, label_separator=separator)
         val = [sample for sample in split if sample.split == "val"]
-        with fold.predictions("val").open(encoding="utf-8", newline="") as file:
-            table = list(csv.DictReader(file))
-        for sample, row in zip(val, table, strict=True):
+        try:
+            with fold.predictions("val").open(encoding="utf-8", newline="") as file:
+                table = list(csv.DictReader(file))
+            answers = [[float(row[name]) for name in class_columns(class_names)] for row in table]
+            pairs = list(zip(val, table, strict=True))
+        except (OSError, KeyError, TypeError, ValueError, csv.Error):
+            raise RunError(
+                f"{fold.predictions('val')} does not hold the answers to the {len(val)} images of "
+                f"this fold; write it anew: {typed('evaluate', run=fold.path, split='val')}"
+            ) from None
+        probabilities += answers
+        for sample, row in pairs:
             samples.append(sample)
-            probabilities.append([float(row[name]) for name in class_columns(class_names)])
             true = disarm_formula(escape_undecodable("|".join(sample.labels)))
             rows.append({"path": row.pop("path"), "true_label": true, "fold": str(index), **row})
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:

@@ -20,6 +20,7 @@ from finetune.commands.components import (
 )
 from finetune.commands.dataset import data_name
 from finetune.commands.folds import OpenRun
+from finetune.commands.going_on import Start, choose_start
 from finetune.commands.images import images_of, parent_run
 from finetune.commands.live_curves import LiveCurves
 from finetune.commands.loaders import build_data
@@ -30,11 +31,10 @@ from finetune.data.audit import Audit
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.discover import ImageFolder
 from finetune.data.preprocess import Preprocess
-from finetune.errors import ConfigError, RunError
+from finetune.errors import ConfigError
 from finetune.models.classifier import Classifier
 from finetune.run import RunDirectory, check_run, create_run, read_record
 from finetune.training.callbacks import EpochTable
-from finetune.training.checkpoints import load_checkpoint
 from finetune.training.hardware import Hardware
 from finetune.training.module import FineTuning
 from finetune.training.optim import check_optimizer
@@ -54,6 +54,7 @@ class Setup:
         module: what learns.
         hardware: what it runs on.
         run: where it writes.
+        start: where it begins, or goes on.
         epochs: the table of epochs.
         reasons: what was decided by the counts of the classes.
         choices: of the recipe, by dotted name.
@@ -69,6 +70,7 @@ class Setup:
     module: FineTuning
     hardware: Hardware
     run: RunDirectory
+    start: Start
     epochs: EpochTable
     reasons: Mapping[str, str]
     choices: Mapping[str, Choice]
@@ -106,7 +108,7 @@ def prepare(config: TrainConfig, open_folds: OpenRun | None) -> Setup:
     Raises:
         FinetuneError: what is wrong, for the user.
     """
-    is_main = getattr(rank_zero_only, "rank", 0) == 0
+    is_main = is_main_process()
     console = rich.get_console() if is_main else Console(quiet=True)
     hardware = build_hardware(config)
     check_optimizer(config.optimizer.name)
@@ -120,14 +122,14 @@ def prepare(config: TrainConfig, open_folds: OpenRun | None) -> Setup:
     config, choices = settle_recipe(config, folder, audit, hardware, decided=decided)
     choices = {**found, **choices}
     _check_batches(config, folder, hardware)
-    _check_resumable(config)
+    start = choose_start(config)
     is_first = open_folds is None or config.dataset.fold == 0
     if is_main and config.resume is None and is_first:
         check_run(config.runs, data_name(config.dataset), config.name)
 
     seed_everything(config.seed, verbose=False)
     classifier = build_classifier(
-        config, num_classes=len(folder.class_names), load_weights=config.resume is None
+        config, num_classes=len(folder.class_names), load_weights=start.checkpoint is None
     )
     preprocess = build_preprocess(config, classifier)
     data = build_data(config, folder, audit, preprocess, hardware)
@@ -150,6 +152,7 @@ def prepare(config: TrainConfig, open_folds: OpenRun | None) -> Setup:
         module=module,
         hardware=hardware,
         run=run,
+        start=start,
         epochs=epochs,
         reasons=reasons,
         choices=choices,
@@ -212,25 +215,9 @@ def _check_batches(config: TrainConfig, folder: ImageFolder, hardware: Hardware)
         )
 
 
-def _check_resumable(config: TrainConfig) -> None:
-    """Refuse a run without a checkpoint that can be read.
-
-    Raises:
-        RunError: the run ended before its first epoch did.
-        ModelError: the checkpoint is damaged, or none of ours.
-    """
-    if config.resume is None:
-        return
-    run = RunDirectory(config.resume)
-    last = run.last_checkpoint
-    if not last.is_file() and run.metrics.is_file():
-        raise RunError(f"resume: {config.resume} has finished; there is nothing to go on with.")
-    if not last.is_file():
-        raise RunError(
-            f"resume: {config.resume} has no {last.name}; it was interrupted before its first "
-            "epoch ended. Start anew."
-        )
-    load_checkpoint(last)
+def is_main_process() -> bool:
+    """Tell whether this is the process that writes; the only one, or the first of several."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _run_directory(

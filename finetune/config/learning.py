@@ -172,6 +172,8 @@ class TrainerConfig(Group):
             beat; null to train to the end, ``auto`` is left to the recipe.
         max_time_minutes: what a training may take; the recipe plans fewer epochs, and no epoch
             starts that would not end in time. null for no limit.
+        checkpoint_every_minutes: within a long epoch, ``last.ckpt`` is saved so often as well;
+            null for only after each epoch.
         ema_decay: of the moving average of the weights, which is one of those that the best is
             chosen from; 0 for none, ``auto`` is left to the recipe.
         compile: compile the network with ``torch.compile``; the first steps then take longer.
@@ -188,6 +190,7 @@ class TrainerConfig(Group):
     gradient_clip: Number | None = Field(gt=0)
     early_stopping_patience: Annotated[Whole, Field(ge=1)] | Auto | None
     max_time_minutes: Number | None = Field(gt=0)
+    checkpoint_every_minutes: Number | None = Field(gt=0)
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] | Auto
     compile: bool
 

@@ -91,6 +91,7 @@ class TrainBatches(Sampler[list[Key]]):
         order: the indices of an epoch, ``num_samples`` of them; the same in every process.
         rank: of this process.
         world_size: processes.
+        start: an epoch, and how many of its batches have been seen before; they are left out.
     """
 
     def __init__(
@@ -101,13 +102,16 @@ class TrainBatches(Sampler[list[Key]]):
         order: Callable[[int], Sequence[int]],
         rank: int,
         world_size: int,
+        start: tuple[int, int] = (0, 0),
     ) -> None:
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.order = order
         self.rank = rank
         self.world_size = world_size
-        self.epoch = 0
+        self.start = start
+        # Lightning starts the workers, which fetch at once, before it calls `set_epoch`.
+        self.epoch = start[0]
 
     @property
     def sampler(self) -> "TrainBatches":
@@ -119,11 +123,13 @@ class TrainBatches(Sampler[list[Key]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
+        """Count the batches of a whole epoch; Lightning counts those seen before itself."""
         return self.num_samples // self.batch_size
 
     def __iter__(self) -> Iterator[list[Key]]:
         order = self.order(self.epoch)
         share = self.batch_size // self.world_size
-        for batch in range(len(self)):
+        epoch, seen = self.start
+        for batch in range(seen if self.epoch == epoch else 0, len(self)):
             start = batch * self.batch_size + self.rank * share
             yield [(self.epoch, index) for index in order[start : start + share]]

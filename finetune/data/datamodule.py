@@ -8,7 +8,6 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from finetune.data.augment import use_one_thread
 from finetune.data.batches import (
     Key,
     TrainBatches,
@@ -17,6 +16,7 @@ from finetune.data.batches import (
     validation_batches,
 )
 from finetune.data.labelled_images import LabelledImages
+from finetune.data.workers import start_worker
 
 
 class ImageDataModule(LightningDataModule):
@@ -54,15 +54,20 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self.is_balanced = is_balanced
         self.collate = collate
-        self.first_epoch = 0
+        self.start = (0, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Say which epoch comes next."""
-        return {"first_epoch": self.trainer.current_epoch + 1 if self.trainer else 0}
+        """Say which epoch comes next, and how many of its batches have been trained on."""
+        if self.trainer is None:
+            return {"epoch": 0, "batches": 0}
+        epoch, loop = self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop
+        batches = loop.batch_progress.current.ready
+        is_whole = batches == self.trainer.num_training_batches
+        return {"epoch": epoch + is_whole, "batches": 0 if is_whole else batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Start with that epoch."""
-        self.first_epoch = int(state_dict["first_epoch"])
+        """Start there."""
+        self.start = (int(state_dict["epoch"]), int(state_dict["batches"]))
 
     def teardown(self, stage: str) -> None:
         """Forget the processes of a training that has ended: who asks now gets all images."""
@@ -79,10 +84,13 @@ class ImageDataModule(LightningDataModule):
         """Shuffled, whole batches, this process's share of each."""
         rank, world_size = self._process()
         batches = TrainBatches(
-            len(self.train), self.batch_size, order=self.order, rank=rank, world_size=world_size
+            len(self.train),
+            self.batch_size,
+            order=self.order,
+            rank=rank,
+            world_size=world_size,
+            start=self.start,
         )
-        # Lightning starts the workers, which fetch at once, before it calls `set_epoch`.
-        batches.set_epoch(self.first_epoch)
         return self._loader(self.train, batches)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
@@ -116,7 +124,7 @@ class ImageDataModule(LightningDataModule):
             collate_fn=self.collate,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=use_one_thread,
+            worker_init_fn=start_worker,
         )
 
     def _process(self) -> tuple[int, int]:

@@ -154,6 +154,12 @@ class StepProgress(Callback):
         )
         self.task = self.progress.add_task("", total=None)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a bar where a run goes on in the middle of an epoch."""
+        self.on_train_epoch_start(trainer, pl_module)
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        self.progress.update(self.task, completed=done)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a new bar."""
         del pl_module

@@ -7,8 +7,6 @@ had stored.
 
 import hashlib
 import json
-import os
-import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from finetune.cache import open_cache_folder
+from finetune.cache import is_own_file, open_cache_folder
 from finetune.errors import RunError
 from finetune.run import replacing
 
@@ -207,8 +205,7 @@ def _read(file: Path, wanted: Mapping[bytes, str]) -> dict[str, Tensor]:
         SafetensorError: likewise.
         OSError: it cannot be read.
     """
-    status = file.lstat()
-    if not stat.S_ISREG(status.st_mode) or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
+    if not is_own_file(file):
         raise ValueError("another user's, or no file")
     with safe_open(file, framework="pt") as stored:
         if set(stored.keys()) != {"checksums", "digests", "features"}:

@@ -4,6 +4,7 @@ Shapes: ``B`` images, ``S`` pixels a side, ``C`` classes.
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, cast
 
@@ -30,7 +31,8 @@ from finetune.models.freezing import (
 )
 from finetune.training.losses import image_losses
 from finetune.training.mixing import Mix
-from finetune.training.watch import LossWatch
+from finetune.training.stop_request import StopRequest
+from finetune.training.watch import StepWatch
 
 Batch = tuple[Tensor, Tensor]
 """Images ``[B, 3, S, S]`` in 0..255 (uint8 or float) and targets: classes ``[B]`` int64, or with
@@ -51,6 +53,7 @@ class FineTuning(LightningModule):
         monitor: the logged metric that chooses the best checkpoint.
         freezing: what of the backbone learns, and when.
         seed: of dropout and its like, and of mixing.
+        request: is told in each step what all processes together want.
         create_optimizers: the groups of parameters by part (stages from input to output, then
             ``head``), the number of optimizer steps and of epochs to what Lightning expects.
 
@@ -74,6 +77,7 @@ class FineTuning(LightningModule):
         create_optimizers: Callable[
             [Mapping[str, list[nn.Parameter]], int, int], OptimizerLRScheduler
         ],
+        request: StopRequest | None = None,
     ) -> None:
         super().__init__()
         # Convolutions are faster so, and most of all in bfloat16.
@@ -88,13 +92,17 @@ class FineTuning(LightningModule):
         # By default it leaves NaN out of the mean, and nobody would see it. Disabled, it ignores
         # weights as well (torchmetrics 1.9), so it takes one loss per image.
         self.val_loss = MeanMetric(nan_strategy="disable")
+        # Sum and number of the epoch's losses over all processes, the same in each of them, so
+        # that one process's checkpoint holds what all need to go on.
+        self._losses = torch.zeros(2)
         self._support = torch.zeros(0)
         self.stages = backbone_stages(classifier.backbone)
         check_freezing(classifier.backbone, self.stages, freezing)
         self.freezing = freezing
         self.seed = seed
         self._create_optimizers = create_optimizers
-        self._watch = LossWatch()
+        self.request = request or StopRequest()
+        self._watch = StepWatch()
         self._suffix: list[nn.Module] = []
         # DDP only sees parameters that take gradients when it wraps the model, so a stage
         # that opens later must be open until then.
@@ -157,18 +165,29 @@ class FineTuning(LightningModule):
         normalised = self.normalise(images).contiguous(memory_format=torch.channels_last)
         return cast(Tensor, self.classifier(normalised))
 
+    def on_train_start(self) -> None:
+        """Open the stages also where a run goes on in the middle of an epoch."""
+        self._open_stages()
+        self._losses = self._losses.to(self.device)
+
     def on_train_epoch_start(self) -> None:
-        """Open the stages that learn in this epoch."""
-        num_open = open_stages(self.freezing, epoch=self.current_epoch, num_stages=len(self.stages))
-        self.num_frozen = len(self.stages) - num_open
-        self._freeze()
-        self.train()
+        """Open the stages that learn in this epoch, and begin to count its losses."""
+        self._open_stages()
+        self._losses = torch.zeros(2, device=self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the losses of the epoch so far."""
+        checkpoint["train_losses"] = self._losses.cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._losses = checkpoint["train_losses"]
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
-        """Let dropout depend on seed, epoch and process alone: a resumed run draws alike."""
+        """Let dropout depend on seed, step and process alone: a resumed run draws alike."""
         del batch
-        if batch_index == 0:
-            torch.manual_seed(sample_seed(self.seed, self.current_epoch, self.global_rank))
+        draw = batch_index * self.trainer.world_size + self.global_rank
+        torch.manual_seed(sample_seed(self.seed, self.current_epoch, draw))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return the loss of one batch.
@@ -182,12 +201,7 @@ class FineTuning(LightningModule):
             key = [self.seed, self.current_epoch, batch_index, self.global_rank]
             images, targets = self.mix(images, targets, np.random.default_rng(key))
         loss = cast(Tensor, self.loss(self(images), targets))
-        if not self._watch.is_finite(self._summed(loss)):
-            where = f"epoch {self.current_epoch + 1}, step {self.global_step + 1}"
-            raise _not_finite(f"The training loss is not finite in {where}")
-        self.log(
-            "train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True
-        )
+        self._agree(loss)
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -227,6 +241,9 @@ class FineTuning(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log what the whole validation set says, each image counted once."""
         values: dict[str, Any] = {"val_loss": self.val_loss.compute(), **self.val_metrics.compute()}
+        # Here, and not in the steps: an epoch that goes on may have had them all before.
+        total, count = self._losses.unbind()
+        values["train_loss"] = total / count
         # Equal in all processes already; without sync_dist, Lightning warns that they may differ.
         self.log_dict(values, sync_dist=True)
         self.val_loss.reset()
@@ -237,12 +254,32 @@ class FineTuning(LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         return self._create_optimizers(self.parts(), steps, self.trainer.max_epochs or 1)
 
-    def _summed(self, loss: Tensor) -> Tensor:
-        """Add up the losses of all processes, so that one that is no number stops all alike."""
-        loss = loss.detach().clone()
-        if self._trainer is not None and self.trainer.world_size > 1:
-            torch.distributed.all_reduce(loss)
-        return loss
+    def _agree(self, loss: Tensor) -> None:
+        """Share the loss and the wishes of all processes, in one message.
+
+        Raises:
+            TrainingError: a loss is not finite (on a GPU, that of the step before).
+        """
+        request, processes = self.request, 1 if self._trainer is None else self.trainer.world_size
+        wishes = [float(request.wants_stop), float(request.wants_save)]
+        numbers = torch.cat([loss.detach().float().view(1), torch.tensor(wishes).to(loss.device)])
+        if processes > 1:
+            torch.distributed.all_reduce(numbers)
+        self._losses += torch.stack([numbers[0] / processes, torch.ones_like(numbers[0])])
+        known = self._watch.read(numbers)
+        if known is not None and not math.isfinite(known[0]):
+            where = f"epoch {self.current_epoch + 1}, step {self.global_step + 1}"
+            raise _not_finite(f"The training loss is not finite in {where}")
+        if processes == 1:
+            known = [0.0, *wishes]
+        if known is not None:
+            request.agree(to_stop=known[1] > 0, to_save=known[2] > 0)
+
+    def _open_stages(self) -> None:
+        num_open = open_stages(self.freezing, epoch=self.current_epoch, num_stages=len(self.stages))
+        self.num_frozen = len(self.stages) - num_open
+        self._freeze()
+        self.train()
 
     def _freeze(self) -> None:
         set_frozen(

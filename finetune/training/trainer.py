@@ -2,23 +2,26 @@
 
 import logging
 import math
-import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from torch import Tensor, nn
 
-from finetune.errors import ConfigError, DataError, TrainingError
+from finetune.errors import ConfigError, DataError
 from finetune.training.checkpoints import AtomicCheckpointIO
+from finetune.training.faults import explain
 from finetune.training.hardware import Hardware
+from finetune.training.last_checkpoint import LastCheckpoint
+from finetune.training.module import FineTuning
+from finetune.training.processes import watched_processes
 
 
 def create_trainer(
@@ -56,8 +59,17 @@ def create_trainer(
     all_callbacks: list[Callback] = [*callbacks]
     if keeps_checkpoints:
         all_callbacks += [
-            _checkpoint(folder / "checkpoints", "best", monitor=monitor, mode=mode),
-            _checkpoint(folder / "checkpoints", "last"),
+            _MovableCheckpoint(
+                dirpath=folder / "checkpoints",
+                filename="best",
+                monitor=monitor,
+                mode=mode,
+                save_top_k=1,
+                auto_insert_metric_name=False,
+                enable_version_counter=False,
+                save_on_train_epoch_end=True,
+            ),
+            LastCheckpoint(folder / "checkpoints" / "last.ckpt"),
         ]
     return Trainer(
         accelerator=hardware.accelerator,
@@ -84,48 +96,43 @@ def create_trainer(
 
 def fit(
     trainer: Trainer,
-    module: LightningModule,
+    module: FineTuning,
     data: LightningDataModule,
     *,
     resume_from: Path | None,
-) -> bool:
-    """Train to the end or to Ctrl-C.
-
-    Returns:
-        False if the user interrupted.
+) -> None:
+    """Train to the end, or to a signal.
 
     Raises:
-        TrainingError: the loss is not finite, or memory ran out.
+        Stopped: a signal came; if checkpoints are kept, ``last.ckpt`` goes on from here.
+        KeyboardInterrupt: somebody raised it; ``last.ckpt`` is that of before.
+        TrainingError: the loss is not finite, memory ran out, a process or a disk failed.
         DataError: an image could not be read during the run.
     """
-    handler = signal.getsignal(signal.SIGINT)
+    request = module.request
+    keeps_last = any(isinstance(each, LastCheckpoint) for each in trainer.checkpoint_callbacks)
     checkpoint = None if resume_from is None else str(resume_from)
     try:
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            request.listening(),
+            request.until_safe() if keeps_last else nullcontext(),
+            watched_processes(trainer),
+        ):
             _ignore_known_warnings()
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:
-        # Lightning turns Ctrl-C into an exit, and leaves the signal ignored.
+    except SystemExit:  # what Lightning makes of a KeyboardInterrupt
         if not trainer.interrupted:
             raise
-        return False
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"The GPU's memory is too small: {str(error).split('.')[0]}. Try a smaller "
-            "trainer.batch_size (with trainer.accumulate_batches to keep the step), or a "
-            "smaller model.image_size_px; trainer.batch_size=find tries what fits."
-        ) from error
-    except DataError as error:
-        # A worker's exception comes wrapped in its traceback; the last line is ours.
-        raise DataError(
-            str(error).strip().rsplit("\n", 1)[-1].rpartition("DataError: ")[2]
-        ) from None
-    finally:
-        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        explained = explain(error, num_processes=trainer.world_size)
+        if explained is None:
+            raise
+        raise explained from (None if isinstance(explained, DataError) else error)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # One process goes on alone: a metric that it computes would wait for the others.
         torch.distributed.destroy_process_group()
-    return True
 
 
 @contextmanager
@@ -185,18 +192,6 @@ class _MovableCheckpoint(ModelCheckpoint):
             self._loss_of_best = loss
             return True
         return False
-
-
-def _checkpoint(folder: Path, name: str, **settings: Any) -> ModelCheckpoint:
-    return _MovableCheckpoint(
-        dirpath=folder,
-        filename=name,
-        save_top_k=1,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-        save_on_train_epoch_end=True,
-        **settings,
-    )
 
 
 def _strategy(hardware: Hardware, *, stages_open_later: bool) -> Strategy | str:

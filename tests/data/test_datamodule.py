@@ -184,11 +184,24 @@ def test_training_loaders_of_all_ranks_share_each_batch(flat):
     assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == alone
 
 
-def test_the_epoch_to_come_travels_in_the_checkpoint(flat):
+@pytest.mark.parametrize(("done", "epoch", "seen"), [(0, 4, 0), (2, 4, 2), (COUNT // 4, 5, 0)])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_batch_to_come_travels_in_the_checkpoint(flat, workers, done, epoch, seen):
     images = images_of(flat)
     data = ImageDataModule(images, images, batch_size=4, workers=0, seed=3)
-    data.trainer = SimpleNamespace(current_epoch=4, global_rank=0, world_size=1)
-    resumed = ImageDataModule(images, images, batch_size=4, workers=0, seed=3)
+    progress = SimpleNamespace(current=SimpleNamespace(ready=done))
+    data.trainer = SimpleNamespace(
+        current_epoch=4,
+        num_training_batches=COUNT // 4,
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
+    )
+    resumed = ImageDataModule(images, images, batch_size=4, workers=workers, seed=3)
     resumed.load_state_dict(data.state_dict())
-    first = next(iter(resumed.train_dataloader()))
-    assert first[0][:, 0, 0, 0].tolist() == epoch_order(COUNT, seed=3, epoch=5)[:4]
+    loader = resumed.train_dataloader()
+    shown = [int(value) for batch, _ in loader for value in batch[:, 0, 0, 0]]
+    whole = len(epoch_order(COUNT, seed=3, epoch=epoch)) // 4 * 4
+    assert shown == epoch_order(COUNT, seed=3, epoch=epoch)[4 * seen : whole]
+    assert len(loader) == COUNT // 4
+    loader.batch_sampler.set_epoch(epoch + 1)
+    shown = [int(value) for batch, _ in loader for value in batch[:, 0, 0, 0]]
+    assert shown == epoch_order(COUNT, seed=3, epoch=epoch + 1)[:whole]

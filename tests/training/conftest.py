@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from rich.console import Console
+from torch import nn
 
 from finetune.data.augment import Augmentation
 from finetune.data.datamodule import ImageDataModule
@@ -41,7 +42,7 @@ def make_module() -> Callable[..., FineTuning]:
     def make(
         policy: Any = "none",
         *,
-        backbone: str = "nano",
+        backbone: str | nn.Module = "nano",
         epochs_per_stage: int = 1,
         stages: int = 0,
         batchnorm: Any = "train",
@@ -57,7 +58,7 @@ def make_module() -> Callable[..., FineTuning]:
         monitor: str = "val_accuracy",
     ) -> FineTuning:
         torch.manual_seed(seed)
-        body = create_backbone(backbone)
+        body: Any = create_backbone(backbone) if isinstance(backbone, str) else backbone
         # A linear head starts at zero, so the backbone's first gradients would be zero too.
         head = create_head(
             "cosine",
@@ -102,14 +103,20 @@ def make_preprocess() -> Preprocess:
 
 @pytest.fixture
 def make_data(stripes: Path) -> Callable[..., ImageDataModule]:
-    """Twelve images to train on and seven to validate on, of two classes."""
+    """Twelve images or more to train on, and seven to validate on, of two classes."""
     folder = discover_folder(stripes)
-    train = [*folder.samples[:6], *folder.samples[40:46]]
     val = [*folder.samples[20:24], *folder.samples[60:63]]
 
     def make(
-        *, batch_size: int = 4, workers: int = 0, seed: int = 0, task: str = "multiclass"
+        *,
+        batch_size: int = 4,
+        workers: int = 0,
+        seed: int = 0,
+        task: str = "multiclass",
+        per_class: int = 6,
     ) -> ImageDataModule:
+        train = [*folder.samples[:per_class], *folder.samples[40 : 40 + per_class]]
+
         def images(samples: Any, transform: Any) -> LabelledImages:
             return LabelledImages(
                 folder.root,

@@ -157,7 +157,7 @@ def train(case: str, images: Path, run: Path, rank: int, processes: int) -> None
         callbacks=[table, *stop, MovingAverage(0.9)],
         logger=None,
     )
-    assert fit(trainer, module, data, resume_from=None)
+    fit(trainer, module, data, resume_from=None)
     val_keys = list(data.val.keys)  # type: ignore[attr-defined]
     seen = {
         "train": data.train.keys,  # type: ignore[attr-defined]

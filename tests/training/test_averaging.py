@@ -128,14 +128,15 @@ def test_a_resumed_training_has_the_same_average_to_the_last_bit(
 
     first = MovingAverage(0.7)
     trainer = make_trainer(first, Interrupt(1), folder="half")
-    assert fit(trainer, make_module("none"), make_data(), resume_from=None) is False
+    with pytest.raises(KeyboardInterrupt):
+        fit(trainer, make_module("none"), make_data(), resume_from=None)
     last = tmp_path / "half" / "checkpoints" / "last.ckpt"
     kept = load_checkpoint(last)["callbacks"]["MovingAverage"]
     assert kept["updates"] == 3
 
     second = MovingAverage(0.7)
     trainer = make_trainer(second, folder="half")
-    assert fit(trainer, make_module("none", seed=1), make_data(), resume_from=last) is True
+    fit(trainer, make_module("none", seed=1), make_data(), resume_from=last)
     assert second.updates == whole.updates == 6
     for name, value in whole.weights.items():
         assert torch.equal(second.weights[name], value), name

@@ -188,7 +188,7 @@ def test_a_deadline_that_is_over_lets_one_step_end_with_validation_and_checkpoin
     make_module, make_data, make_trainer, tmp_path
 ):
     trainer = make_trainer(Deadline(time.monotonic() - 1, Console(quiet=True)), epochs=5)
-    assert fit(trainer, make_module(), make_data(), resume_from=None)
+    fit(trainer, make_module(), make_data(), resume_from=None)
     assert trainer.global_step == 1
     [row] = read_epochs(tmp_path / "run" / "metrics.csv")
     assert row["epoch"] == 1
@@ -206,7 +206,7 @@ def test_a_deadline_leaves_time_for_two_validations(
     monkeypatch.setattr(finetune.training.callbacks, "time", Ticks())
     deadline = Deadline(9.0, Console(quiet=True))
     trainer = make_trainer(deadline, epochs=5)
-    assert fit(trainer, make_module(), make_data(), resume_from=None)
+    fit(trainer, make_module(), make_data(), resume_from=None)
     assert trainer.global_step == 3 + 2
     rows = read_epochs(tmp_path / "run" / "metrics.csv")
     assert [row["epoch"] for row in rows] == [1, 2]
@@ -221,7 +221,7 @@ def test_a_deadline_far_away_changes_nothing(make_module, make_data, make_traine
     for folder, callbacks in (("with", [late]), ("without", [])):
         module = make_module()
         trainer = make_trainer(*callbacks, folder=folder)
-        assert fit(trainer, module, make_data(), resume_from=None)
+        fit(trainer, module, make_data(), resume_from=None)
         assert trainer.global_step == 6
         states.append(module.classifier.state_dict())
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())

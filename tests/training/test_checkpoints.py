@@ -46,8 +46,8 @@ def test_what_is_saved_comes_back(checkpoint):
 
 
 def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(checkpoint, monkeypatch):
-    def full_disk(content, path):
-        path.write_bytes(b"PK half")
+    def full_disk(content, file):
+        file.write(b"PK half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
@@ -55,48 +55,6 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(checkpoint, monk
         AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, checkpoint)
     assert load_checkpoint(checkpoint)["epoch"] == 3
     assert list(checkpoint.parent.iterdir()) == [checkpoint]
-
-
-KILLED = """
-import os, random, signal, sys, time
-from pathlib import Path
-import torch
-from finetune.training.checkpoints import AtomicCheckpointIO, load_checkpoint
-
-path, delays, seen = Path(sys.argv[1]), random.Random(0), []
-AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.zeros(500_000)}, "n": 0}, path)
-for _ in range(20):
-    before = load_checkpoint(path)["n"]
-    child = os.fork()
-    if child == 0:
-        for n in range(before + 1, before + 100_000):
-            content = {"state_dict": {"w": torch.full((500_000,), float(n))}, "n": n}
-            AtomicCheckpointIO().save_checkpoint(content, path)
-    time.sleep(delays.uniform(0.02, 0.1))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    content = load_checkpoint(path)
-    assert (content["state_dict"]["w"] == content["n"]).all()
-    seen.append(content["n"])
-names = os.listdir(path.parent)
-assert [name for name in names if not name.startswith(".")] == [path.name], names
-print(seen[-1], len(names) - 1)
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
-def test_a_killed_process_leaves_a_whole_checkpoint(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "last.ckpt")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    saves, unfinished = map(int, result.stdout.split())
-    assert saves >= 10
-    assert unfinished >= 5  # it was killed while it saved
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])

@@ -83,6 +83,7 @@ def config_of(values):
         "accumulate_batches": 1,
         "gradient_clip": None,
         "max_time_minutes": None,
+        "checkpoint_every_minutes": None,
         "compile": False,
     }
     model = {"backbone": "nano", "pretrained": False, "weights": None, "resize_mode": "crop"}
