@@ -428,11 +428,15 @@ def _resumed(run: Path, tokens: Sequence[Token]) -> tuple[dict[str, Any], str]:
     for token in tokens:
         if token.key not in ("resume", *CHANGEABLE_ON_RESUME):
             raise ConfigError(
-                f"{token.key}: cannot change when a run is resumed, which goes on as it began; "
-                f"it may change {', '.join(CHANGEABLE_ON_RESUME)}."
+                f"{token.key}: cannot change when a run is resumed, which goes on as it began. "
+                f"These may: {', '.join(CHANGEABLE_ON_RESUME)}."
             )
         if token.key != "resume":
+            before = OmegaConf.select(config, token.key)
             OmegaConf.update(config, token.key, _from_yaml(token.value or ""), force_add=True)
+            sys.stderr.write(
+                f"{token.key}: {token.value} instead of {before}; the course stays as it was.\n"
+            )
     OmegaConf.update(config, "resume", str(run))
     return _plain(config)
 

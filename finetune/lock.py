@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -31,17 +31,24 @@ def locked(folder: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
         except OSError:
+            is_ours = False
+        if not is_ours:  # or another process has just removed it, and a third may hold a new one
             raise RunError(
                 f"{folder} is in use by {_holder(path)}; two would mix their files. Wait until "
                 "that has ended, or stop it."
-            ) from None
+            )
         file.truncate(0)
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         holder = {"process": os.getpid(), "machine": platform.node(), "since": now}
         file.write(json.dumps(holder) + "\n")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # on a disk that is read-only by now it stays, unlocked
+                path.unlink()
 
 
 def _holder(path: Path) -> str:

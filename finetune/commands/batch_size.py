@@ -50,11 +50,7 @@ def put_batch_size(
     """
     if config.trainer.batch_size != "find":
         return config, {}
-    if hardware.world_size > 1:
-        raise ConfigError(
-            "trainer.batch_size: got find, which looks at one device; find it with "
-            "trainer.devices=1, then type it times the number of devices."
-        )
+    check_batch_size_search(config, hardware)
     trial, _ = settle_recipe(config, folder, audit, hardware)
     classifier = build_classifier(trial, num_classes=len(folder.class_names), load_weights=False)
     preprocess = build_preprocess(trial, classifier)
@@ -74,6 +70,19 @@ def put_batch_size(
     console.print(_describe(found), markup=False, highlight=False, soft_wrap=True)
     choice = Choice(found.suggestion, f"found: within 5 % of the fastest; {found.largest} fit")
     return fill_in(config, {"trainer.batch_size": choice.value}), {"trainer.batch_size": choice}
+
+
+def check_batch_size_search(config: TrainConfig, hardware: Hardware) -> None:
+    """Refuse ``find`` where several processes share a batch.
+
+    Raises:
+        ConfigError: they do.
+    """
+    if config.trainer.batch_size == "find" and hardware.world_size > 1:
+        raise ConfigError(
+            "trainer.batch_size: got find, which looks at one device; find it with "
+            "trainer.devices=1, then type it times the number of devices."
+        )
 
 
 def _describe(found: BatchSize) -> str:

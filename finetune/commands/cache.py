@@ -4,7 +4,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +12,7 @@ from finetune.config import CacheConfig
 from finetune.data import image_cache
 from finetune.errors import RunError
 from finetune.run import typed
+from finetune.terminal import open_console
 
 SUFFIXES = {
     "audits": (".parquet",),
@@ -47,7 +47,7 @@ def run(config: CacheConfig, as_yaml: str) -> dict[str, list[KeptFile]]:
         RunError: a folder cannot be listed, or a file not removed.
     """
     del as_yaml
-    console = Console()
+    console = open_console()
     cache = find_cache(config.cache_folder)
     folders = {kind: getattr(cache, kind) for kind in SUFFIXES}
     if config.clear is not None:

@@ -14,6 +14,7 @@ from finetune.data.public.download import check_file, download
 from finetune.data.public.medmnist import PNEUMONIA_MNIST, Collection, is_written, write_collection
 from finetune.errors import ConfigError, DataError
 from finetune.run import typed
+from finetune.terminal import open_console
 
 
 def run(config: DataConfig, as_yaml: str) -> Path:
@@ -39,7 +40,7 @@ def run(config: DataConfig, as_yaml: str) -> Path:
                 root,
                 config.source,
                 cache_folder=config.cache_folder,
-                console=Console(),
+                console=open_console(),
             )
         case _:
             assert_never(config.dataset.download)

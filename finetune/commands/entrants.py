@@ -189,8 +189,8 @@ def _read_entrant(
         for sample, row in _pair_up(table, root, samples):
             if not row["error"]:
                 known.append(sample)
-                probabilities.append([float(row[column]) for column in columns])
-    except (OSError, KeyError, TypeError, ValueError):
+                probabilities.append([_probability(row[column]) for column in columns])
+    except (OSError, KeyError, TypeError, ValueError, csv.Error):
         raise RunError(
             f"{table} does not hold the answers of this model to the {len(samples)} images of "
             f"{split}; write it anew: {typed('evaluate', run=run.path, split=split)}"
@@ -209,6 +209,13 @@ def _read_entrant(
         probabilities=torch.tensor(probabilities, dtype=torch.float64),
         targets=make_targets(known, description.class_names, is_multilabel=is_multilabel),
     )
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not -1e-6 <= value <= 1 + 1e-6:  # what rounding may do
+        raise ValueError(f"got {value}, expected a probability")
+    return value
 
 
 def _pair_up(

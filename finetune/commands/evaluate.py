@@ -1,8 +1,8 @@
 """``finetune evaluate``: how good a trained run is, on its own split or on another folder."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 
 from finetune.commands.dataset import columns_of_run, list_manifest
@@ -22,6 +22,7 @@ from finetune.data.split_file import read_split
 from finetune.errors import DataError, did_you_mean
 from finetune.exports.bundle import Model, load_model
 from finetune.run import RunDirectory, open_run, read_figures, read_record, write_json
+from finetune.terminal import open_console
 from finetune.training.hardware import choose_workers
 
 
@@ -32,7 +33,7 @@ def run(config: EvaluateConfig, as_yaml: str) -> AnyMetrics:
         FinetuneError: the run, the split, the folder or the manifest cannot be used.
     """
     del as_yaml
-    console = Console()
+    console = open_console()
     directory = open_run(config.run)
     model = load_model(directory.path)
     root, samples, name = _images(config, directory, model)
@@ -101,6 +102,7 @@ def _images(
     if config.root is None and config.manifest is None:
         rows = read_split(directory.split, label_separator=columns_of_run(directory).separator)
         samples = [sample for sample in rows if sample.split == config.split]
+        _check_labels(model, {name for row in samples for name in row.labels}, directory.split)
         if not samples:
             raise DataError(
                 f"split={config.split}: this run has no image there. Choose another split, or "
@@ -119,11 +121,16 @@ def _images(
     else:
         folder = discover_folder(config.root, min_classes=1)
         name = folder.root.resolve().name
-    unknown = [label for label in folder.class_names if label not in model.class_names]
+    _check_labels(model, folder.class_names, config.manifest or config.root or folder.root)
+    return folder.root, list(folder.samples), name
+
+
+def _check_labels(model: Model, labels: Iterable[str], where: Path) -> None:
+    """Refuse a class that the model has no answer for."""
+    unknown = [label for label in labels if label not in model.class_names]
     if unknown:
         raise DataError(
-            f'{config.manifest or config.root}: the model does not know the class "{unknown[0]}"; '
+            f'{where}: the model does not know the class "{unknown[0]}"; '
             f"it knows {', '.join(model.class_names[:10])}."
             f"{did_you_mean(unknown[0], model.class_names)}"
         )
-    return folder.root, list(folder.samples), name

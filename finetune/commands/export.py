@@ -21,6 +21,7 @@ from finetune.exports.bundle import Model, load_model
 from finetune.exports.gate import Verdict, check_file
 from finetune.exports.interface import Pixels
 from finetune.run import open_run, read_record, replacing, write_json
+from finetune.terminal import open_console
 
 MAX_CALIBRATION_IMAGES = 100
 SUFFIXES: Mapping[ExportFormat, str] = {
@@ -91,7 +92,7 @@ def run(config: ExportConfig, as_yaml: str) -> Path:
         FinetuneError: the run is none, or the file does not answer like the model.
     """
     del as_yaml
-    console = Console()
+    console = open_console()
     directory = open_run(config.run)
     model = load_model(directory.path)
     form = Form(config.format, config.layout, config.precision)

@@ -1,5 +1,6 @@
 """From config to the images as a network sees them; used by ``train`` and ``inspect``."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from finetune.data.labelled_images import (
     make_targets,
 )
 from finetune.data.preprocess import Preprocess
+from finetune.data.stamps import Stamp, Stamps
 from finetune.training.hardware import Hardware, choose_workers
 
 SIDE_FACTOR = 2
@@ -32,6 +34,8 @@ def build_data(
     audit: Audit | None,
     preprocess: Preprocess,
     hardware: Hardware,
+    *,
+    stamps: Mapping[str, Stamp] | None = None,
 ) -> ImageDataModule:
     """Make the loaders of training and validation.
 
@@ -41,6 +45,8 @@ def build_data(
         audit: knows the digests by which a cache is keyed; None for no cache.
         preprocess: of the model.
         hardware: what it runs on.
+        stamps: of the images when the run began, by path; what has changed since is refused. None
+            lets anything pass.
     """
     dataset, size_px = config.dataset, preprocess.image_size_px
     for_train = for_val = None
@@ -53,10 +59,13 @@ def build_data(
         settings = repr(sorted(preprocess.settings().items()))
         for_train = open_cache(f"shorter side {SIDE_FACTOR * size_px}", total - val_bytes)
         for_val = open_cache(settings, val_bytes)
+    resized = partial(
+        _build_resized_images, config, folder, preprocess=preprocess, cache=for_val, stamps=stamps
+    )
     return ImageDataModule(
-        build_train_images(config, folder, preprocess, cache=for_train),
-        _build_resized_images(config, folder, "val", preprocess, cache=for_val),
-        resized_train=_build_resized_images(config, folder, "train", preprocess, cache=for_val),
+        build_train_images(config, folder, preprocess, cache=for_train, stamps=stamps),
+        resized("val"),
+        resized_train=resized("train"),
         batch_size=settled(config.trainer.batch_size),
         workers=choose_workers(dataset.workers, processes=hardware.devices),
         seed=config.seed,
@@ -70,6 +79,7 @@ def build_train_images(
     preprocess: Preprocess,
     *,
     cache: ImageCache | None = None,
+    stamps: Mapping[str, Stamp] | None = None,
 ) -> LabelledImages:
     """Make the training images, augmented."""
     side_px = SIDE_FACTOR * preprocess.image_size_px
@@ -89,6 +99,7 @@ def build_train_images(
         transform=Augmented(augmentation),
         cache=cache,
         min_side_px=side_px,
+        stamps=stamps,
     )
 
 
@@ -96,9 +107,10 @@ def _build_resized_images(
     config: TrainConfig,
     folder: ImageFolder,
     split: str,
-    preprocess: Preprocess,
     *,
+    preprocess: Preprocess,
     cache: ImageCache | None,
+    stamps: Mapping[str, Stamp] | None,
 ) -> LabelledImages:
     return _build_images(
         config,
@@ -107,11 +119,17 @@ def _build_resized_images(
         prepare=None if cache is None else Rounded(preprocess),
         transform=Resized(preprocess) if cache is None else Unchanged(),
         cache=cache,
+        stamps=stamps,
     )
 
 
 def _build_images(
-    config: TrainConfig | InspectConfig, folder: ImageFolder, split: str, **settings: Any
+    config: TrainConfig | InspectConfig,
+    folder: ImageFolder,
+    split: str,
+    *,
+    stamps: Mapping[str, Stamp] | None,
+    **settings: Any,
 ) -> LabelledImages:
     slots = [i for i, sample in enumerate(folder.samples) if sample.split == split]
     samples = [folder.samples[slot] for slot in slots]
@@ -122,6 +140,7 @@ def _build_images(
         seed=config.seed,
         max_megapixels=config.dataset.max_megapixels,
         slots=slots,
+        stamps=None if stamps is None else Stamps([stamps.get(s.path) for s in samples]),
         **settings,
     )
 

@@ -22,6 +22,7 @@ from finetune.exports.bundle import Model
 from finetune.models.answers import SEPARATOR, Task, read_answers, to_probabilities
 from finetune.prediction.predict import NOT_FINITE, Prediction, predict_images
 from finetune.prediction.writers import open_writer
+from finetune.run import replacing
 
 MAX_ROWS = 30
 """Classes that are shown on the terminal."""
@@ -168,7 +169,10 @@ def write_predictions(table: Path, model: Model, answers: Answers, order: Sequen
             probabilities[start : start + _CHUNK], model.class_names, model.description.task
         )
     )
-    with open_writer(table, model.class_names) as writer:
+    with (
+        replacing(table) as temporary,
+        open_writer(temporary, model.class_names) as writer,
+    ):
         for sample in order:
             path = answers.root / sample.path
             if sample.path in answers.left_out:

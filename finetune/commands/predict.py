@@ -46,6 +46,7 @@ from finetune.prediction.resume import FORMATS as RESUMABLE
 from finetune.prediction.resume import Done, PartialTable, check_settings
 from finetune.prediction.writers import FORMATS, PredictionWriter, open_writer
 from finetune.run import RunDirectory
+from finetune.terminal import open_console
 
 
 @dataclass
@@ -74,7 +75,7 @@ def run(config: PredictConfig, as_yaml: str) -> Path | None:
     """
     del as_yaml
     output = _check_files(config)
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     table = PartialTable(output) if output and output.suffix.lower() in RESUMABLE else None
     inputs = _find_inputs(config)
     answering = open_answering(

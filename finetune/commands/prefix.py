@@ -110,7 +110,7 @@ def _autocast(hardware: Hardware) -> torch.autocast:
 
 def _compute(setup: Setup, split: Split, images: LabelledImages, what: str) -> Activations:
     config, console = setup.config, setup.console
-    folder = open_cache_folder(find_cache(config.cache_folder).path)
+    folder = open_cache_folder(find_cache(config.cache_folder).features)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"Frozen stages, {what} images", total=len(images))
         return compute_activations(

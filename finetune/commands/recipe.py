@@ -1,6 +1,7 @@
 """``recipe=auto``: every setting that is ``auto``, chosen by images, backbone and machine."""
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, Literal, TypeVar
 
 import yaml
@@ -10,6 +11,7 @@ from finetune.commands.dataset import shorter_side_px
 from finetune.config import InspectConfig, TrainConfig
 from finetune.data.audit import Audit
 from finetune.data.discover import ImageFolder
+from finetune.errors import ConfigError, RunError
 from finetune.models.backbones import pretrained_size_px
 from finetune.training.hardware import Hardware
 from finetune.training.recipe import (
@@ -19,7 +21,8 @@ from finetune.training.recipe import (
     choose_image_size,
     choose_recipe,
 )
-from finetune.usage import CONF
+from finetune.usage import CONF, group_options
+from finetune.validation import validate
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -46,10 +49,14 @@ def settle_recipe(
 
     Returns:
         The config without ``auto``, and each choice by its dotted name.
+
+    Raises:
+        RunError: what was decided does not settle this config; the run's record is damaged.
     """
     if decided is not None:
+        _, now = settle_recipe(config, folder, audit, hardware)
         choices = {key: Choice(value, "as the run began") for key, value in decided.items()}
-        return fill_in(config, {key: choice.value for key, choice in choices.items()}), choices
+        return _as_begun(config, decided, open_keys=set(now)), choices
     choices = {}
     has_weights = is_pretrained(config)
     if config.freeze.policy == "probe_then_finetune" and not has_weights:
@@ -72,6 +79,32 @@ def settle_recipe(
     }
     choices |= open_keys
     return fill_in(config, {key: choice.value for key, choice in choices.items()}), choices
+
+
+def _as_begun(
+    config: TrainConfig, decided: Mapping[str, Any], *, open_keys: AbstractSet[str]
+) -> TrainConfig:
+    """Put in what a record says, which may be another's: as if it had been typed."""
+    lacking = sorted(open_keys - set(decided))
+    unknown = sorted(key for key in decided if not _is_setting(config, key))
+    option = decided.get("augmentation.transforms", "none")
+    try:
+        if lacking or unknown:
+            reason = "no such key" if unknown else "missing"
+            raise ConfigError(f"{(unknown or lacking)[0]}: {reason}.")
+        if option not in group_options("augmentation"):
+            raise ConfigError(f"augmentation.transforms: got {option!r}, which is no option.")
+        return validate(TrainConfig, fill_in(config, decided).model_dump(warnings=False))
+    except ConfigError as error:
+        raise RunError(
+            f"resume: the recipe in the run's record is damaged: {str(error)[:200]} Start anew."
+        ) from None
+
+
+def _is_setting(config: BaseModel, key: str) -> bool:
+    group, _, name = key.partition(".")
+    inner = getattr(config, group, None) if group in type(config).model_fields else None
+    return isinstance(inner, BaseModel) and name in type(inner).model_fields
 
 
 def settle_inspected(config: InspectConfig, folder: ImageFolder, audit: Audit) -> InspectConfig:

@@ -1,14 +1,15 @@
 """How the model of a report came about, read from its run directory."""
 
 import csv
-import json
 import math
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from finetune.errors import RunError
 from finetune.evaluation.report.content import Finding
 from finetune.exports.bundle import Model
+from finetune.record import read_json
 from finetune.run import RunDirectory, typed
 
 _EXAMPLES = 5
@@ -25,10 +26,21 @@ def read_epochs(run: RunDirectory) -> tuple[Mapping[str, float | None], ...]:
 
 
 def read_findings(run: RunDirectory) -> tuple[str, tuple[Finding, ...]]:
-    """Read what the audit found: what was looked at, and the findings, errors first."""
+    """Read what the audit found: what was looked at, and the findings, errors first.
+
+    Raises:
+        RunError: the file is damaged, or none of ours.
+    """
     if not run.audit.is_file():
         return "", ()
-    audit = json.loads(run.audit.read_text(encoding="utf-8"))
+    audit = read_json(run.audit)
+    try:
+        return _describe_audit(audit)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{run.audit} is damaged: {error!r}. Write it anew or remove it.") from None
+
+
+def _describe_audit(audit: Mapping[str, Any]) -> tuple[str, tuple[Finding, ...]]:
     findings = tuple(
         Finding(
             name=found["name"].replace("_", " "),

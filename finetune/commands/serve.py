@@ -19,6 +19,7 @@ from finetune.config import ServeConfig
 from finetune.errors import ConfigError
 from finetune.exports.bundle import Model, load_model
 from finetune.run import versions
+from finetune.terminal import open_console
 
 if TYPE_CHECKING:
     import uvicorn
@@ -44,7 +45,7 @@ def run(config: ServeConfig, as_yaml: str) -> None:
 
     from finetune.serving.app import create_app
 
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     # A port that is taken is known before the model has been read.
     with _listen(config.port) as listener:
         app = create_app(

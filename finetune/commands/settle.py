@@ -10,12 +10,15 @@ NEEDS_BOTH = {"auroc", "mean_average_precision", "sensitivity", "specificity"}
 """Metrics that say nothing, or are undefined, where no label tells two images apart."""
 
 
-def settle(config: TrainConfig, folder: ImageFolder) -> tuple[TrainConfig, dict[str, str]]:
+def settle(
+    config: TrainConfig, folder: ImageFolder, *, is_divided: bool = True
+) -> tuple[TrainConfig, dict[str, str]]:
     """Put a value for each ``auto`` of ``dataset``.
 
     Args:
         config: of the training.
         folder: images with their splits.
+        is_divided: False where the splits may still change, and decide nothing.
 
     Returns:
         The config without ``auto`` there, and for each key the choice with its reason.
@@ -37,7 +40,8 @@ def settle(config: TrainConfig, folder: ImageFolder) -> tuple[TrainConfig, dict[
     monitor, monitor_reason = dataset.monitor, "as asked"
     if monitor == "auto":
         monitor, monitor_reason = choose_monitor(counts, task=task)
-    _check_monitor(monitor, folder, task)
+    if is_divided:
+        _check_monitor(monitor, folder, task)
     shown = [*dataset.metrics, *({monitor} - {"loss", *dataset.metrics})]
     settled = dataset.model_copy(update={"balance": balance, "monitor": monitor, "metrics": shown})
     return config.model_copy(update={"dataset": settled}), {

@@ -1,6 +1,6 @@
 """Everything that a training is made of, built from the config; what can be refused, is."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,23 +21,28 @@ from finetune.commands.components import (
 from finetune.commands.dataset import data_name
 from finetune.commands.folds import OpenRun
 from finetune.commands.going_on import Start, choose_start
-from finetune.commands.images import images_of, parent_run
+from finetune.commands.images import Division, images_of, keep_stamps, parent_run
 from finetune.commands.live_curves import LiveCurves
 from finetune.commands.loaders import build_data
 from finetune.commands.recipe import fill_in, settle_recipe
+from finetune.commands.refusals import (
+    check_batch_size,
+    check_counts,
+    check_disk_space,
+    check_division,
+    check_settings,
+)
 from finetune.commands.settle import settle
-from finetune.config import TrainConfig, settled
+from finetune.config import TrainConfig
 from finetune.data.audit import Audit
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.discover import ImageFolder
 from finetune.data.preprocess import Preprocess
-from finetune.errors import ConfigError
 from finetune.models.classifier import Classifier
 from finetune.run import RunDirectory, check_run, create_run, read_record
 from finetune.training.callbacks import EpochTable
 from finetune.training.hardware import Hardware
 from finetune.training.module import FineTuning
-from finetune.training.optim import check_optimizer
 from finetune.training.recipe import Choice
 
 
@@ -101,6 +106,9 @@ class Setup:
 def prepare(config: TrainConfig, open_folds: OpenRun | None) -> Setup:
     """Build everything. Whatever can be refused is refused before any weight is loaded.
 
+    The cheapest comes first: names and settings, then what the images are called and how they are
+    divided, then what is in them.
+
     Args:
         config: validated settings.
         open_folds: gives the run of which this is a fold; None for a run of its own.
@@ -111,9 +119,15 @@ def prepare(config: TrainConfig, open_folds: OpenRun | None) -> Setup:
     is_main = is_main_process()
     console = rich.get_console() if is_main else Console(quiet=True)
     hardware = build_hardware(config)
-    check_optimizer(config.optimizer.name)
-    _check_finding(config, hardware)
-    folder, audit = images_of(config, console, is_main=is_main, looks_ahead=open_folds is not None)
+    check_division_early = _check_early(config, hardware, open_folds, is_main=is_main)
+    images = images_of(
+        config,
+        console,
+        is_main=is_main,
+        looks_ahead=open_folds is not None,
+        check=check_division_early,
+    )
+    folder, audit = images.folder, images.audit
     config, reasons = settle(config, folder)
     found: dict[str, Choice] = {}
     if config.resume is None:
@@ -121,20 +135,25 @@ def prepare(config: TrainConfig, open_folds: OpenRun | None) -> Setup:
     decided = _decided(config, is_main=is_main)
     config, choices = settle_recipe(config, folder, audit, hardware, decided=decided)
     choices = {**found, **choices}
-    _check_batches(config, folder, hardware)
+    check_batch_size(config, hardware)
+    check_counts(
+        config,
+        hardware,
+        train=len(folder.of_split("train")),
+        val=len(folder.of_split("val")),
+    )
     start = choose_start(config)
-    is_first = open_folds is None or config.dataset.fold == 0
-    if is_main and config.resume is None and is_first:
-        check_run(config.runs, data_name(config.dataset), config.name)
 
     seed_everything(config.seed, verbose=False)
     classifier = build_classifier(
         config, num_classes=len(folder.class_names), load_weights=start.checkpoint is None
     )
     preprocess = build_preprocess(config, classifier)
-    data = build_data(config, folder, audit, preprocess, hardware)
+    data = build_data(config, folder, audit, preprocess, hardware, stamps=images.stamps)
     module = build_module(config, classifier, preprocess, folder)
     run = _run_directory(config, open_folds, is_main=is_main)
+    if is_main and config.resume is None and images.stamps is not None:
+        keep_stamps(run, folder, images.stamps)
     epochs = EpochTable(
         run.epochs,
         metrics=config.dataset.metrics,
@@ -161,18 +180,29 @@ def prepare(config: TrainConfig, open_folds: OpenRun | None) -> Setup:
     )
 
 
-def _check_finding(config: TrainConfig, hardware: Hardware) -> None:
-    """Refuse to look for a rate where several processes would each find their own.
+def _check_early(
+    config: TrainConfig, hardware: Hardware, open_folds: OpenRun | None, *, is_main: bool
+) -> Callable[[Division], None]:
+    """Refuse what needs no image, and return what will refuse a division before they are opened.
 
-    Raises:
-        ConfigError: that is asked for.
+    A process that another one of this training started asks nothing again.
     """
-    for key, value in (("optimizer.lr", config.optimizer.lr), ("recipe", config.recipe)):
-        if value in ("find", "search") and hardware.world_size > 1:
-            raise ConfigError(
-                f"{key}: got {value}, which runs in one process; find the rate with "
-                "trainer.devices=1, then type it: optimizer.lr=RATE."
-            )
+    if parent_run(is_main=is_main) is not None:
+        return lambda _: None
+    dataset, writes = config.dataset, is_main and config.resume is None
+    is_first = open_folds is None or dataset.fold == 0
+    if writes and is_first:
+        check_run(config.runs, data_name(dataset), config.name)
+    backbone = check_settings(config, hardware)
+    trainings = 1 if open_folds is None else (dataset.folds or 1) - int(dataset.fold)
+
+    def check(division: Division) -> None:
+        check_division(config, hardware, division)
+        if writes:
+            num_classes = len(division.folder.class_names)
+            check_disk_space(config, backbone, num_classes=num_classes, trainings=trainings)
+
+    return check
 
 
 def _decided(config: TrainConfig, *, is_main: bool) -> dict[str, Any] | None:
@@ -182,37 +212,6 @@ def _decided(config: TrainConfig, *, is_main: bool) -> dict[str, Any] | None:
         return None
     decided: dict[str, Any] = read_record(RunDirectory(known)).get("recipe", {})
     return decided
-
-
-def _check_batches(config: TrainConfig, folder: ImageFolder, hardware: Hardware) -> None:
-    """Refuse a batch that cannot be filled, divided, or normalised over.
-
-    Raises:
-        ConfigError: which of these, and what would do.
-    """
-    size, world_size = settled(config.trainer.batch_size), hardware.world_size
-    train = sum(sample.split == "train" for sample in folder.samples)
-    val = sum(sample.split == "val" for sample in folder.samples)
-    if val < world_size:
-        raise ConfigError(
-            f"trainer.devices: got {world_size} processes, but there are {val} images to validate "
-            f"on; use at most {val}."
-        )
-    if size > train:
-        raise ConfigError(
-            f"trainer.batch_size: got {size}, but there are {train} images to train on; "
-            f"use at most {train}."
-        )
-    if size % world_size:
-        raise ConfigError(
-            f"trainer.batch_size: got {size}, expected a multiple of the {world_size} processes, "
-            f"such as {(size // world_size + 1) * world_size}."
-        )
-    if size == world_size and config.freeze.batchnorm == "train":
-        raise ConfigError(
-            f"trainer.batch_size: got {size}, one image for each process; BatchNorm needs at "
-            f"least two, {2 * world_size}, or freeze.batchnorm=frozen."
-        )
 
 
 def is_main_process() -> bool:

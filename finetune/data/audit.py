@@ -1,9 +1,11 @@
 """What is wrong with a folder of images, before anything is trained on it."""
 
+import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from finetune.data.auditing.examine import Report, examine_files
 from finetune.data.auditing.findings import Finding, count_classes, list_findings
 from finetune.data.auditing.fingerprint import SIZE
 from finetune.data.discover import ImageFolder
+from finetune.data.stamps import Stamp
 from finetune.errors import DataError
 
-__all__ = ["Audit", "Finding", "Range", "audit_folder", "check_findings"]
+__all__ = ["Audit", "Finding", "Range", "audit_folder", "check_findings", "not_audited"]
 
 _EXAMPLES = 3
 
@@ -49,6 +52,7 @@ class Audit:
         findings: errors first.
         notes: what went wrong with the audit itself.
         digests: path to SHA-256 of the content, in hexadecimal, of the readable images.
+        stamps: path to what the file was like, of the readable images.
     """
 
     num_images: int
@@ -63,11 +67,12 @@ class Audit:
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict, repr=False)
+    stamps: Mapping[str, Stamp] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON, without the digests."""
-        values = asdict(self)
-        del values["digests"]
+        """Return plain values for JSON, without the digests and stamps."""
+        values = asdict(replace(self, digests={}, stamps={}))
+        del values["digests"], values["stamps"]
         return values
 
 
@@ -100,10 +105,12 @@ def audit_folder(
         DataError: a worker process died.
     """
     kept = AuditCache(cache, folder.root, max_megapixels=max_megapixels)
+    seen = _look_at_files(folder)
     reports = _examine(folder, kept, workers, max_megapixels, on_progress)
     readable = {path: report for path, report in reports.items() if report.trouble is None}
     duplicates = _find_duplicates(readable)
     near_duplicates = _find_near_duplicates(readable, duplicates)
+    digests = {path: report.digest.hex() for path, report in readable.items()}
     return Audit(
         num_images=len(folder.samples),
         counts=count_classes(folder.samples, folder.class_names),
@@ -124,7 +131,28 @@ def audit_folder(
             accept=accept,
         ),
         notes=tuple(kept.notes),
-        digests={path: report.digest.hex() for path, report in readable.items()},
+        digests=digests,
+        stamps={
+            path: Stamp(*seen[path], digest) for path, digest in digests.items() if path in seen
+        },
+    )
+
+
+def not_audited(folder: ImageFolder) -> Audit:
+    """Say what is known of a folder before any image is opened: files that are not there."""
+    seen = _look_at_files(folder)
+    gone = [sample.path for sample in folder.samples if sample.path not in seen]
+    return Audit(
+        num_images=len(folder.samples),
+        counts=count_classes(folder.samples, folder.class_names),
+        width_px=None,
+        height_px=None,
+        formats={},
+        modes={},
+        unreadable=dict.fromkeys(gone, "no such file"),
+        duplicates=(),
+        near_duplicates=(),
+        findings=(),
     )
 
 
@@ -153,6 +181,19 @@ def _examples(paths: Sequence[str]) -> str:
     shown = [path if path.isprintable() else repr(path) for path in paths[:_EXAMPLES]]
     more = [f"{len(paths) - _EXAMPLES} more"] if len(paths) > _EXAMPLES else []
     return ", ".join([*shown, *more])
+
+
+def _look_at_files(folder: ImageFolder) -> dict[str, tuple[int, int]]:
+    """Give size and modification time of each file that is there, by path.
+
+    Before anything is read: what changes later, while it is read, then looks changed.
+    """
+    seen = {}
+    for sample in folder.samples:
+        with suppress(OSError, ValueError):  # no such file; a name that no file can have
+            status = os.stat(folder.root / sample.path)  # noqa: PTH116 - as in `Stamps`
+            seen[sample.path] = (status.st_size, status.st_mtime_ns)
+    return seen
 
 
 def _examine(

@@ -29,6 +29,7 @@ _ERASING = {"name": "Erasing", "scale": (0.02, 0.33), "ratio": (0.3, 3.3), "fill
 # One after the other: smaller than any crop, wide, tall.
 _TRIAL_SHAPES = ((8, 11, 3), (300, 500, 3), (400, 200, 3))
 _TRIAL_SEEDS = range(4)
+_SOME_SIZE_PX = 64
 
 # What a transform raises when it cannot work with its arguments or with an image alone.
 _TRANSFORM_ERRORS = (
@@ -138,6 +139,15 @@ def use_one_thread(worker: int) -> None:
     """
     del worker
     cv2.setNumThreads(0)
+
+
+def check_transforms(transforms: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a transform that `Augmentation` does not know, before the image size is.
+
+    Raises:
+        ConfigError: a transform or an argument is unknown or out of range.
+    """
+    _build_all(transforms, _SOME_SIZE_PX, "transforms")
 
 
 def _build_all(specs: object, image_size_px: int, where: str) -> list[Any]:

@@ -5,7 +5,6 @@ decoded twice.
 """
 
 import os
-import stat
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from finetune.cache import open_cache_folder
+from finetune.cache import is_own, open_cache_folder
 from finetune.data.image_store import KEY_BYTES, ImageStore, Pixels, initialise, is_valid, locked
 from finetune.errors import ConfigError, RunError
 
@@ -179,8 +178,7 @@ def _open_disk(path: Path, keys: bytes, max_bytes: int) -> ImageCache:
 
 
 def _check_owner(fd: int, path: Path) -> None:
-    status = os.fstat(fd)
-    if status.st_uid != os.getuid() or not stat.S_ISREG(status.st_mode):
+    if not is_own(os.fstat(fd)):
         raise RunError(
             f"the cache {path} is not a file of your own. Remove it, or name another folder: "
             "cache_folder=FOLDER."

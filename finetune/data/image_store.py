@@ -37,6 +37,8 @@ _SLOT_FIELDS = np.dtype(
 )
 _EMPTY = bytes(_SLOT_BYTES)
 _MAX_PROBES = 64
+_MAX_BYTES = 1 << 53
+"""Above what any file system holds; up to here a float is exact."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -185,11 +187,18 @@ def is_valid(fd: int) -> bool:
     if not header.startswith(_MAGIC) or not _is_sealed(header):
         return False
     _, num_slots, used = _HEADER.unpack_from(header)
-    table = os.pread(fd, _first_pixel(num_slots), 0)
-    if len(table) < _first_pixel(num_slots):
+    # First, since a number that somebody made up would ask for all the memory.
+    if not 0 < num_slots <= os.fstat(fd).st_size // _SLOT_BYTES or used > _MAX_BYTES:
+        return False
+    start = _first_pixel(num_slots)
+    table = os.pread(fd, start, 0)
+    if len(table) < start or used < start:
         return False
     slots = _occupied(table, num_slots)
-    return bool((slots["offset"] + _sizes(slots).astype(np.uint64) <= used).all())
+    # As floats, which do not overflow; whole numbers are exact up to 9 PB.
+    sizes = 3.0 * slots["height"] * slots["width"]
+    is_inside = (slots["offset"] >= start) & (slots["offset"] + sizes <= used)
+    return bool((is_inside & (sizes > 0)).all())
 
 
 @contextmanager

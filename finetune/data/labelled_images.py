@@ -15,6 +15,7 @@ from finetune.data.decode import decode_image
 from finetune.data.discover import Sample
 from finetune.data.image_cache import ImageCache
 from finetune.data.preprocess import Preprocess
+from finetune.data.stamps import Stamps
 from finetune.errors import DataError, ImageError
 
 Pixels = npt.NDArray[np.uint8]
@@ -25,7 +26,8 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
     """Decoded, transformed images ``[3, S, S]`` with their targets.
 
     An image goes through ``prepare``, which is the same in every epoch and may be kept in a
-    cache, and then through ``transform``.
+    cache, and then through ``transform``. A file is decoded only while it is what ``stamps`` say;
+    what is in the cache was.
 
     Args:
         root: folder of the images.
@@ -39,6 +41,7 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
         max_megapixels: larger images are refused.
         min_side_px: large JPEGs may be decoded at a reduced size, whose shorter side is not
             below this; None decodes at full size.
+        stamps: of the images, when the run began; None lets anything pass.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
         cache: ImageCache | None = None,
         slots: Sequence[int] | None = None,
         min_side_px: int | None = None,
+        stamps: Stamps | None = None,
     ) -> None:
         self.root = root
         self.paths = [sample.path for sample in samples]
@@ -65,6 +69,7 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
         self.cache = cache
         self.slots = slots or range(len(self.paths))
         self.min_side_px = min_side_px
+        self.stamps = stamps
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -73,7 +78,7 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
         """Return the image of draw ``key[1]`` as epoch ``key[0]`` shows it.
 
         Raises:
-            DataError: the file cannot be read (any more).
+            DataError: the file cannot be read (any more), or has changed.
         """
         epoch, draw = key
         index = draw % len(self)
@@ -90,10 +95,15 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
         """Read one image anew.
 
         Raises:
-            DataError: the file cannot be read (any more).
+            DataError: the file cannot be read (any more), or has changed.
         """
         path = self.root / self.paths[index]
         try:
+            if self.stamps is not None and self.stamps.has_changed(index, path):
+                raise DataError(
+                    f"{path} has changed since the run began; put the old file back and resume, "
+                    "or start anew."
+                )
             return decode_image(
                 path, max_megapixels=self.max_megapixels, min_side_px=self.min_side_px
             )

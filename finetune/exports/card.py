@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from finetune.exports.description import Description
+from finetune.terminal import printable
 
 _METRICS = {
     "accuracy": "accuracy",
@@ -153,7 +154,7 @@ def _use(description: Description) -> list[str]:
 
 def _plain(text: str) -> str:
     """Put anybody's text on one line in which Markdown and HTML mean nothing."""
-    line = re.sub(r"\s+", " ", text).encode("utf-8", "backslashreplace").decode()
+    line = printable(re.sub(r"\s+", " ", text)).encode("utf-8", "backslashreplace").decode()
     return re.sub(r"([\\`*_{}\[\]<>#|!~&])", r"\\\1", line).replace("\\<", "&lt;")
 
 

@@ -1,6 +1,5 @@
 """What ``model.json`` holds: plain values, checked one by one."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +14,10 @@ from pydantic import (
 )
 from torch import Tensor
 
-from finetune.errors import ModelError
+from finetune.errors import ModelError, RunError
 from finetune.models.answers import Task
 from finetune.models.sets import read_sets
+from finetune.record import read_json
 
 FORMAT_VERSION = 1
 DECODE_POLICY: Literal[1] = 1
@@ -142,9 +142,9 @@ def read_description(path: Path) -> Description:
         ModelError: it cannot be read, is of a newer format, or holds anything else.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from None
+        values = read_json(path)
+    except RunError as error:
+        raise ModelError(str(error)) from None
     return check_description(values, str(path))
 
 

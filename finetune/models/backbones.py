@@ -21,7 +21,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
 from finetune.errors import ModelError, did_you_mean
-from finetune.models.weights import load_weights
+from finetune.models.weights import check_weights, load_weights
 
 NANO = "nano"
 HUB_TIMEOUT_SECONDS = 5.0
@@ -83,22 +83,59 @@ def create_backbone(
         ModelError: the name is unknown, the weights are not to be had or do not fit, both
             kinds are asked for, or the backbone cannot take images of that size.
     """
-    if pretrained and weights is not None:
-        raise ModelError(
-            f"model.weights: got {weights} as well as model.pretrained=true. "
-            "Set model.pretrained=false to use the file."
-        )
+    _check_sources(pretrained=pretrained, weights=weights)
     if name == NANO:
         backbone: nn.Module = _create_nano(pretrained=pretrained)
     else:
         backbone = _create_timm(name, pretrained=pretrained, image_size_px=image_size_px)
     if weights is not None:
-        load_weights(backbone, weights, convert=None if name == NANO else _find_converter(name))
+        load_weights(backbone, weights, convert=_find_converter(name))
     if image_size_px is not None:
         _try_image_size(backbone, name, image_size_px)
         # describe_backbone reads it here; the weights are in, so nothing else does.
         cast(Any, backbone).pretrained_cfg["input_size"] = (3, image_size_px, image_size_px)
     return backbone
+
+
+def outline_backbone(
+    name: str,
+    *,
+    pretrained: bool = False,
+    weights: Path | None = None,
+    image_size_px: int | None = None,
+) -> nn.Module:
+    """Build a backbone without values, on torch's `meta` device, in a fraction of a second.
+
+    What `create_backbone` would refuse with the same arguments is refused here, before anything
+    large is read: all but what only the values of the weights show. Some backbones cannot be
+    built without values, and come with random ones.
+
+    Raises:
+        ModelError: as `create_backbone`.
+    """
+    _check_sources(pretrained=pretrained, weights=weights)
+    if pretrained:
+        check_pretrained(name)
+    pretrained_size_px(name)  # the name is known
+    try:
+        with torch.device("meta"):
+            backbone = create_backbone(name, image_size_px=image_size_px)
+    except Exception:  # noqa: BLE001 - whatever fails for want of a value, or shall fail again
+        backbone = create_backbone(name, image_size_px=image_size_px)
+    if weights is not None:
+        check_weights(backbone, weights, convert=_find_converter(name))
+    return backbone
+
+
+def check_pretrained(name: str) -> None:
+    """Refuse weights that timm has not, or whose hub cannot be reached now.
+
+    Raises:
+        ModelError: which of these, or the name is unknown.
+    """
+    if name == NANO:
+        raise _no_nano_weights()
+    _find_pretrained(name, _find_cfg(name))
 
 
 def describe_backbone(backbone: nn.Module) -> BackboneInfo:
@@ -133,6 +170,14 @@ def pretrained_size_px(name: str) -> int:
     return int(_find_cfg(name).input_size[-1])
 
 
+def _check_sources(*, pretrained: bool, weights: Path | None) -> None:
+    if pretrained and weights is not None:
+        raise ModelError(
+            f"model.weights: got {weights} as well as model.pretrained=true. "
+            "Set model.pretrained=false to use the file."
+        )
+
+
 def _triple(values: tuple[float, ...]) -> tuple[float, float, float]:
     red, green, blue = values
     return float(red), float(green), float(blue)
@@ -147,10 +192,7 @@ def _create_nano(*, pretrained: bool) -> ResNet:
     Source: He et al. 2016; stem and pooled shortcuts as in ResNet-D, He et al. 2019.
     """
     if pretrained:
-        raise ModelError(
-            "model.pretrained: got true, but the weights of `nano` come in a later version. "
-            "Use model.pretrained=false, or `model=resnet18`."
-        )
+        raise _no_nano_weights()
     backbone = ResNet(
         cast(Any, BasicBlock),  # annotated as an instance, used as a class
         layers=(1, 1, 1, 1),
@@ -237,6 +279,13 @@ def _find_pretrained(name: str, cfg: PretrainedCfg) -> dict[str, str]:
     return {}
 
 
+def _no_nano_weights() -> ModelError:
+    return ModelError(
+        "model.pretrained: got true, but the weights of `nano` come in a later version. "
+        "Use model.pretrained=false, or `model=resnet18`."
+    )
+
+
 def _no_weights(name: str, reason: str) -> ModelError:
     return ModelError(
         f"model.pretrained: no weights for `{name}`: {reason}.\n"
@@ -247,6 +296,8 @@ def _no_weights(name: str, reason: str) -> ModelError:
 
 def _find_converter(name: str) -> _Convert | None:
     """Find timm's own function that brings other layouts of an architecture to timm's."""
+    if name == NANO:
+        return None
     module = sys.modules[model_entrypoint(name).__module__]
     found = (getattr(module, function_name, None) for function_name in _CONVERTER_NAMES)
     function = next(filter(None, found), None)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -48,8 +48,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ModelError: there is no such file, it is empty, damaged, of another kind, holds Python
             objects other than tensors, or a value in it is not finite.
     """
+    weights = _read(path, outline=False)
+    not_finite = [k for k, v in weights.items() if v.is_floating_point() and not _is_finite(v)]
+    if not_finite:
+        raise ModelError(
+            f"model.weights: {path} has NaN or infinity in {_show(not_finite)}; "
+            "the training that wrote it diverged. Use an earlier checkpoint."
+        )
+    return {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+
+
+def _read(path: Path, *, outline: bool) -> dict[str, Tensor]:
+    """Read the tensors of a file by name; with ``outline`` their shapes alone, on torch's `meta`.
+
+    Raises:
+        ModelError: as `read_weights`, but for values.
+    """
     _check_file(path)
-    loaded: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
+    loaded: Any = read(path, outline=outline)
     while isinstance(loaded, Mapping):
         inner = next((loaded[k] for k in _WRAPPERS if isinstance(loaded.get(k), Mapping)), None)
         if inner is None:
@@ -70,13 +87,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"model.weights: {path} holds no weights: got {found or type(loaded).__name__}, "
             f"expected tensors by name, at the top or under {', '.join(_WRAPPERS)}."
         )
-    not_finite = [k for k, v in weights.items() if v.is_floating_point() and not _is_finite(v)]
-    if not_finite:
-        raise ModelError(
-            f"model.weights: {path} has NaN or infinity in {_show(not_finite)}; "
-            "the training that wrote it diverged. Use an earlier checkpoint."
-        )
-    return {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    return weights
 
 
 def load_weights(
@@ -105,15 +116,53 @@ def load_weights(
         # A converter trips over keys that it does not know; the report below names them.
         with contextlib.suppress(*_CONVERTER_ERRORS):
             given = dict(convert(given, backbone))
-    given = {k: v for k, v in given.items() if k in own or not k.startswith(_HEADS)}
-    problems = _mismatches(own, given)
+    backbone.load_state_dict(own | _fitting(path, own, given))
+
+
+def check_weights(
+    backbone: nn.Module,
+    path: Path,
+    *,
+    convert: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None = None,
+) -> None:
+    """Refuse a file that `load_weights` would refuse, by names and shapes: no value is read.
+
+    What only values show passes: NaN, damage behind the header, and a layout that ``convert``
+    cannot bring to timm's without them.
+
+    Args:
+        backbone: on any device; `meta` is enough.
+        path: see `read_weights`.
+        convert: see `load_weights`.
+
+    Raises:
+        ModelError: the file cannot be read, or does not fit.
+    """
+    own = backbone.state_dict()
+    given = _strip_prefixes(_read(path, outline=True), own)
+    if convert is not None:
+        try:
+            given = dict(convert(given, backbone))
+        except RuntimeError:  # what torch raises where it has a shape and needs a value
+            return
+        except _CONVERTER_ERRORS:
+            pass
+    _fitting(path, own, given)
+
+
+def _fitting(
+    path: Path, own: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Leave the head out; whatever else is too much, too little or of another shape is refused."""
+    fitting = {k: v for k, v in given.items() if k in own or not k.startswith(_HEADS)}
+    problems = _mismatches(own, fitting)
     if problems:
         raise ModelError(
             f"model.weights: {path} does not fit this backbone.\n"
             + "\n".join(f"  {problem}" for problem in problems)
             + "\nChoose the `model` that the file was made with."
         )
-    backbone.load_state_dict(own | given)
+    return fitting
 
 
 def _check_file(path: Path) -> None:
@@ -132,9 +181,12 @@ def _check_file(path: Path) -> None:
         raise ModelError(f"model.weights: {path} is empty.")
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, *, outline: bool) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        if not outline:
+            return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: _outline(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(
             f"model.weights: {path} is damaged or no safetensors file ({_first_line(error)}). "
@@ -142,12 +194,19 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_torch(path: Path) -> Any:
+def _outline(part: Any) -> Tensor:
+    """Make a tensor without values of a part of a safetensors file."""
+    is_floating = str(part.get_dtype()).startswith(("F", "BF"))
+    dtype = torch.float32 if is_floating else torch.int64
+    return torch.empty(part.get_shape(), dtype=dtype, device="meta")
+
+
+def _read_torch(path: Path, *, outline: bool) -> Any:
     try:
         # timm's training checkpoints hold their command line as a Namespace: plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             # Explicit: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD overrides torch's default.
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="meta" if outline else "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:

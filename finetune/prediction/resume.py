@@ -78,7 +78,7 @@ class PartialTable:
             return None
         try:
             record = json.loads(self.record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
             raise ConfigError(

@@ -19,7 +19,7 @@ _DISK = {
 }
 _WORKER = re.compile(r"DataLoader worker .*?(?:killed by signal: (\w[\w ]*)|exited unexpectedly)")
 _PEER = re.compile(
-    r"gloo|nccl|connection (closed|reset) by peer|broken pipe|socket ?timeout|connection refused",
+    r"connection (closed|reset) by peer|connection refused|broken pipe|timed out|timeout|gloo|nccl",
     re.IGNORECASE,
 )
 
@@ -52,10 +52,11 @@ def explain(error: BaseException, *, num_processes: int) -> FinetuneError | None
     worker = _WORKER.search(text)
     if worker is not None:
         return _worker_died(worker[1])
-    if num_processes > 1 and _PEER.search(text):
+    peer = _PEER.search(text)
+    if num_processes > 1 and peer is not None:
         return TrainingError(
             f"One of the {num_processes} processes that train together has ended, or cannot be "
-            f"reached any more ({_first_line(text)}); its own message, if it left one, says why."
+            f"reached any more ({peer[0].lower()}); its own message, if it left one, says why."
         )
     return None
 

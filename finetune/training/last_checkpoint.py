@@ -98,7 +98,10 @@ class LastCheckpoint(Checkpoint):
             Stopped: all have agreed to stop.
         """
         self.is_over = trainer.should_stop
-        self._save(trainer, _request(pl_module))
+        request = _request(pl_module)
+        if trainer.world_size == 1 and request.wants_stop:  # several agree in the next step
+            request.agree(to_stop=True, to_save=False)
+        self._save(trainer, request)
 
     def _save(self, trainer: Trainer, request: StopRequest) -> None:
         trainer.save_checkpoint(self.path)

@@ -33,22 +33,26 @@ def create_logger(
     Raises:
         ConfigError: the library of this logger is not installed.
     """
+    check_logger(name)
     match name:
         case "csv":
             return None
         case "tensorboard":
             return TensorBoardLogger(folder, name="", version="tensorboard")
         case "mlflow":
-            _need("mlflow", name)
             uri = tracking_uri or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
             return MLFlowLogger(experiment_name=project, run_name=run_name, tracking_uri=uri)
         case "wandb":
-            _need("wandb", name)
             return WandbLogger(name=run_name, save_dir=folder, project=project, offline=offline)
         case _:
             assert_never(name)
 
 
-def _need(module: str, extra: str) -> None:
-    if find_spec(module) is None:
-        raise ConfigError(f'logger={extra} needs another package: pip install "finetune[{extra}]".')
+def check_logger(name: LoggerName) -> None:
+    """Refuse a logger that cannot be made.
+
+    Raises:
+        ConfigError: its library is not installed.
+    """
+    if name in ("mlflow", "wandb") and find_spec(name) is None:
+        raise ConfigError(f'logger={name} needs another package: pip install "finetune[{name}]".')

@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from torch import distributed
 
 PERIOD_SECONDS = 0.5
 GRACE_SECONDS = 10
@@ -43,6 +46,35 @@ def watched_processes(trainer: Trainer) -> Iterator[None]:
         yield
     finally:
         is_over.set()
+
+
+def join_after_restart(trainer: Trainer, environ: Mapping[str, str]) -> None:
+    """Join the processes that torchrun has started again under a name of this attempt.
+
+    They keep the store of the attempt before, and torch (2.10 to 2.15) finds in it the addresses
+    of the dead: one restart in four hung or failed here. On one machine all processes count their
+    attempts alike; on several, torch's own way is taken.
+    """
+    attempt = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    strategy = trainer.strategy
+    if attempt == "0" or environ.get("GROUP_WORLD_SIZE") != "1" or trainer.world_size == 1:
+        return
+    if not isinstance(strategy, DDPStrategy | FSDPStrategy) or distributed.is_initialized():
+        return
+    store = distributed.TCPStore(  # type: ignore[attr-defined]
+        environ["MASTER_ADDR"],
+        int(environ["MASTER_PORT"]),
+        int(environ["WORLD_SIZE"]),
+        is_master=environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and environ["RANK"] == "0",
+    )
+    if strategy.root_device.type == "cuda":
+        torch.cuda.set_device(strategy.root_device)
+    distributed.init_process_group(
+        strategy.process_group_backend or strategy._get_process_group_backend(),
+        store=distributed.PrefixStore(f"finetune attempt {attempt}", store),  # type: ignore[attr-defined]
+        rank=int(environ["RANK"]),
+        world_size=int(environ["WORLD_SIZE"]),
+    )
 
 
 def describe_end(return_code: int) -> str:

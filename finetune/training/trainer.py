@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,7 +22,7 @@ from finetune.training.faults import explain
 from finetune.training.hardware import Hardware
 from finetune.training.last_checkpoint import LastCheckpoint
 from finetune.training.module import FineTuning
-from finetune.training.processes import watched_processes
+from finetune.training.processes import join_after_restart, watched_processes
 
 
 def create_trainer(
@@ -120,6 +121,7 @@ def fit(
             watched_processes(trainer),
         ):
             _ignore_known_warnings()
+            join_after_restart(trainer, os.environ)
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of a KeyboardInterrupt
         if not trainer.interrupted:

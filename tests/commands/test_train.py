@@ -38,7 +38,7 @@ def test_a_run_directory_holds_everything_that_is_promised(trained: Path) -> Non
         "audit.json", "split.csv", "contact_sheet.png", "metrics.csv", "metrics.json", "curves.png",
         "confusion_matrix.png", "predictions_val.csv", "predictions_test.csv", "model.json",
         "model.safetensors", "model.ts", "model.ts.check.json", "checkpoints", "README.md",
-        "report.html", "label_issues.csv",
+        "report.html", "label_issues.csv", "images.csv",
     }  # fmt: skip
     assert {path.name for path in trained.iterdir()} == expected
     assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}

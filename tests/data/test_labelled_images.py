@@ -1,5 +1,8 @@
 """Images with their targets: what is decoded, what is kept, and how it is transformed."""
 
+import os
+import shutil
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -17,6 +20,7 @@ from finetune.data.labelled_images import (
     make_targets,
 )
 from finetune.data.preprocess import Preprocess
+from finetune.data.stamps import Stamp, Stamps, hash_file
 from finetune.errors import DataError
 
 SIZE_PX = 16
@@ -122,6 +126,87 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
             images[0, index]
         assert str(caught.value).startswith(str(tmp_path / path))
     assert not cache
+
+
+@pytest.fixture
+def stamped(source, tmp_path):
+    """A copy of the images, and what they are like now."""
+    root = shutil.copytree(source[0], tmp_path / "images")
+    stamps = Stamps([stamp_of(root / sample.path) for sample in source[1]])
+    return (root, source[1]), stamps
+
+
+def stamp_of(path):
+    status = path.stat()
+    return Stamp(status.st_size, status.st_mtime_ns, hash_file(path).hex())
+
+
+def put_time(path, mtime_ns):
+    os.utime(path, ns=(mtime_ns, mtime_ns))
+
+
+def test_an_image_is_read_while_it_is_what_it_was(stamped):
+    source, stamps = stamped
+    images = images_of(source, stamps=stamps)
+    for index in range(COUNT):
+        assert np.array_equal(images[0, index][0][0], image_of(index))
+
+
+@pytest.mark.parametrize("kind", ["other pixels", "other size", "other pixels, same size", "cut"])
+def test_an_image_that_has_changed_is_refused(stamped, kind):
+    source, stamps = stamped
+    path = source[0] / "2.png"
+    old, content = path.stat(), path.read_bytes()
+    if kind == "other pixels":
+        PIL.Image.fromarray(image_of(9)).save(path)
+    elif kind == "other size":
+        path.write_bytes(content + b"more")
+        put_time(path, old.st_mtime_ns)
+    elif kind == "cut":
+        path.write_bytes(content[:50])
+    else:
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        put_time(path, old.st_mtime_ns + 1000)
+    images = images_of(source, stamps=stamps)
+    images[0, 1]
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"2\.png has changed since the run began; put the old"):
+            images[0, 2]
+    path.write_bytes(content)  # the old file is back
+    assert np.array_equal(images[0, 2][0][0], image_of(2))
+
+
+def test_a_file_that_was_only_touched_is_hashed_once(stamped, monkeypatch):
+    source, stamps = stamped
+    hashed = []
+    monkeypatch.setattr(
+        "finetune.data.stamps.hash_file", lambda path: hashed.append(path.name) or hash_file(path)
+    )
+    images = images_of(source, stamps=stamps)
+    put_time(source[0] / "3.png", 1)
+    for epoch in range(3):
+        for index in range(COUNT):
+            assert np.array_equal(images[epoch, index][0][0], image_of(index))
+    assert hashed == ["3.png"]
+
+
+def test_what_a_cache_holds_is_what_the_run_began_with(stamped):
+    source, stamps = stamped
+    images = images_of(source, stamps=stamps, cache=Kept())
+    images[0, 0]
+    for index in (0, 1):
+        PIL.Image.fromarray(image_of(9)).save(source[0] / f"{index}.png")
+    assert np.array_equal(images[1, 0][0][0], image_of(0))
+    with pytest.raises(DataError, match="has changed"):
+        images[1, 1]
+    assert list(images.cache) == [0]
+
+
+def test_an_image_that_is_gone_is_named_before_it_is_compared(stamped):
+    source, stamps = stamped
+    (source[0] / "2.png").unlink()
+    with pytest.raises(DataError, match=r"2\.png cannot be read any more: No such file"):
+        images_of(source, stamps=stamps)[0, 2]
 
 
 def test_targets_follow_the_names():

@@ -33,6 +33,7 @@ from finetune.training.averaging import MovingAverage
 from finetune.training.callbacks import EarlyStop, EpochTable
 from finetune.training.hardware import Hardware
 from finetune.training.losses import create_loss
+from finetune.training.mixing import Mix
 from finetune.training.module import FineTuning
 from finetune.training.optim import create_optimizer, create_scheduler, parameter_groups
 from finetune.training.trainer import create_trainer, fit, quiet_lightning
@@ -86,7 +87,7 @@ def make_data(images: Path, *, is_balanced: bool) -> ImageDataModule:
     )
 
 
-def make_module(seed: int) -> FineTuning:
+def make_module(seed: int, *, dropout: float = 0.0, mix: Mix | None = None) -> FineTuning:
     """Make a network without BatchNorm, whose statistics are each process's own on a CPU."""
     torch.manual_seed(seed)
     backbone = nn.Sequential(
@@ -98,7 +99,7 @@ def make_module(seed: int) -> FineTuning:
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )
-    head = create_head("cosine", in_features=16, num_classes=2, scale=8.0)
+    head = create_head("cosine", in_features=16, num_classes=2, scale=8.0, dropout=dropout)
 
     def create_optimizers(parts: Any, steps: int, epochs: int) -> Any:
         groups = parameter_groups(parts, dict.fromkeys(parts, 0.02), weight_decay=0.01)
@@ -117,7 +118,7 @@ def make_module(seed: int) -> FineTuning:
         loss=create_loss(
             "cross_entropy", task="multiclass", label_smoothing=0.1, class_weights=[0.5, 2.0]
         ),
-        mix=None,
+        mix=mix,
         metrics=training_metrics(2, task="multiclass", names=METRICS),
         monitor="val_accuracy",
         freezing=Freezing("none"),

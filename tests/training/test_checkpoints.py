@@ -2,8 +2,6 @@ import io
 import os
 import pickle
 import random
-import subprocess
-import sys
 
 import pytest
 import torch

@@ -101,7 +101,7 @@ print(len(names), old, new, swept, *sorted({name.split()[1] for name in names}))
 def test_200_kills_lose_nothing(tmp_path):
     """On the same file system as the temporary folder, and on another one where there is one."""
     places = {"the same": (tmp_path / "run", tmp_path)}
-    memory = Path("/dev/shm")  # noqa: S108 - a file system of its own on Linux
+    memory = Path("/dev/shm")
     kills = lost = 0
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as other:
         places["another"] = (tmp_path / "far", Path(other))

@@ -16,7 +16,7 @@ import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finetune.cache import open_cache_folder
+from finetune.cache import is_own_file, open_cache_folder
 from finetune.data.auditing.examine import Report
 from finetune.data.auditing.fingerprint import SIZE
 from finetune.errors import RunError
@@ -125,8 +125,10 @@ def _to_table(rows: dict[str, tuple[int, int, Report]], key: bytes) -> pa.Table:
 
 
 def _read(file: Path, key: bytes) -> dict[str, tuple[int, int, Report]]:
-    """Read all rows; none where the file is missing, damaged, or was written by other rules."""
+    """Read all rows; none where the file is missing, damaged, another's, or of other rules."""
     try:
+        if not is_own_file(file):
+            return {}
         table = pq.read_table(file, page_checksum_verification=True)
         if not table.schema.equals(_SCHEMA) or (table.schema.metadata or {}).get(b"audit") != key:
             return {}

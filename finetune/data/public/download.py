@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.cache import is_own_file
 from finetune.errors import DataError
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def download(
     """Fetch a file to ``path``, unless it is there.
 
     Whatever ends the download, what was received stays as ``<name>.part`` beside ``path``, and
-    the next call asks only for the rest. A whole file with another checksum is removed.
+    the next call asks only for the rest. A whole file with another checksum is removed, and so is
+    a link or another user's file in the place of either.
 
     Args:
         file: what to fetch.
@@ -85,6 +87,7 @@ def download(
 
     pooch.get_logger().setLevel(logging.WARNING)
     try:
+        _remove_foreign(path, part)
         pooch.retrieve(file.url, file.checksum, path.name, path.parent, downloader=fetch)
     except ValueError as error:  # pooch compared the checksums, and removed what was received
         raise DataError(
@@ -117,6 +120,13 @@ def check_file(file: PublicFile, path: Path) -> None:
             f"{algorithm}:{got}, expected {file.size_bytes:,} bytes with {file.checksum}. "
             "Download it again."
         )
+
+
+def _remove_foreign(*paths: Path) -> None:
+    """Take away what this user did not write: a link would be written through."""
+    for path in paths:
+        if (path.is_symlink() or path.exists()) and not is_own_file(path):
+            path.unlink()
 
 
 def _receive(
