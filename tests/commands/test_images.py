@@ -177,7 +177,9 @@ def test_a_division_is_looked_at_before_images_are_opened(
         assert len(division.folder.samples) == 80
         raise DataError("as the check says")
 
-    monkeypatch.setattr("finetune.commands.images.audit_images", lambda *_, **__: pytest.fail())
+    monkeypatch.setattr(
+        "finetune.commands.images.audit_images", lambda *_, **__: pytest.fail("audited")
+    )
     with pytest.raises(DataError, match="as the check says"):
         images_of(config(stripes), CONSOLE, is_main=True, looks_ahead=False, check=refuse)
 
