@@ -23,6 +23,7 @@ import yaml
 from finetune.compare_words import sort_words
 from finetune.config import VERBS, expand_home
 from finetune.errors import ConfigError, FinetuneError, RunError, Stopped, did_you_mean
+from finetune.record import check_settings
 from finetune.usage import CONF, group_options, groups, overview, verb_help
 from finetune.validation import holds_list, holds_path, holds_text, key_types, validate
 
@@ -248,6 +249,9 @@ def _folder(tokens: Sequence[Token], key: str) -> Path | None:
     folder = expand_home(Path(typed[1:-1] if _is_quoted(typed) else typed))
     if not typed or not folder.is_dir():
         raise ConfigError(f"{key}: got `{typed}`, expected a folder that exists.")
+    if key == "config_dir":
+        for path in folder.rglob("*.yaml"):
+            check_settings(path)
     return folder.resolve()
 
 
@@ -419,6 +423,7 @@ def _resumed(run: Path, tokens: Sequence[Token]) -> tuple[dict[str, Any], str]:
     path = run / "config.yaml"
     if not path.is_file():
         raise RunError(f"resume: {run} is not a run directory; it has no config.yaml.")
+    check_settings(path)
     try:
         config = OmegaConf.load(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

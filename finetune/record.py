@@ -5,10 +5,13 @@ import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from finetune.errors import RunError
 
+MAX_SETTINGS_BYTES = 1_000_000
+MAX_SETTINGS_DEPTH = 30
 MAX_BYTES = 200_000_000
 """Above what any run writes: 100 folds of 1,000 classes take a tenth of it."""
 
@@ -26,6 +29,29 @@ def read_json(path: Path) -> Any:
             raise RunError(f"{path} cannot be read: it is larger than {MAX_BYTES:,} bytes.")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+
+
+def check_settings(path: Path) -> None:
+    """Look at a YAML file before it is built up in memory: ours have no aliases and little depth.
+
+    Raises:
+        RunError: it cannot be read, or is made to take all memory.
+    """
+    try:
+        if path.stat().st_size > MAX_SETTINGS_BYTES:
+            raise RunError(
+                f"{path} cannot be read: it is larger than {MAX_SETTINGS_BYTES:,} bytes."
+            )
+        depth = 0
+        for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise RunError(f"{path} cannot be read: it holds an alias (*{event.anchor}).")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_SETTINGS_DEPTH:
+                raise RunError(f"{path} cannot be read: it is nested too deep.")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
 
 
