@@ -18,12 +18,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import rich
 import yaml
 
 from finetune.compare_words import sort_words
 from finetune.config import VERBS, expand_home
 from finetune.errors import ConfigError, FinetuneError, RunError, Stopped, did_you_mean
 from finetune.record import check_settings
+from finetune.terminal import guard, printable
 from finetune.usage import CONF, group_options, groups, overview, verb_help
 from finetune.validation import holds_list, holds_path, holds_text, key_types, validate
 
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FinetuneError as error:
         if wants_traceback:
             traceback.print_exc()
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        sys.stderr.write(printable(f"{type(error).__name__}: {error}\n"))
         return error.exit_status
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
@@ -88,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if wants_traceback:
             traceback.print_exc()
         hint = "" if wants_traceback else "\nAdd debug=true to see where it comes from."
-        sys.stderr.write(f"Unexpected {type(error).__name__}: {error}{hint}\n")
+        sys.stderr.write(printable(f"Unexpected {type(error).__name__}: {error}{hint}\n"))
         return 1
     return 0
 
@@ -221,6 +223,7 @@ def _run(verb: str, values: dict[str, Any], as_yaml: str, **more: Any) -> Any:
         command = import_module(f"finetune.commands.{verb}")
     finally:
         gc.enable()
+    guard(rich.get_console())
     return command.run(config, as_yaml, **more)
 
 
@@ -407,6 +410,8 @@ def _plain(config: Any) -> tuple[dict[str, Any], str]:
 
     try:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except RecursionError:
+        raise ConfigError("The configuration is nested too deeply.") from None
     except OmegaConfBaseException as error:
         reason = str(error).split("\n")[0].split("resolving interpolation: ")[-1].strip('"')
         raise ConfigError(f"{error.full_key}: {reason}.") from None
@@ -426,8 +431,10 @@ def _resumed(run: Path, tokens: Sequence[Token]) -> tuple[dict[str, Any], str]:
     check_settings(path)
     try:
         config = OmegaConf.load(path)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # a number can be too long, too
         raise RunError(f"resume: {path} cannot be read: {error}") from None
+    except RecursionError:
+        raise RunError(f"resume: {path} cannot be read: it is nested too deeply.") from None
     if not isinstance(config, DictConfig) or not config:
         raise RunError(f"resume: {path} holds no settings; it is damaged.")
     for token in tokens:

@@ -39,6 +39,7 @@ from typing import Any
 
 from finetune.config import Task
 from finetune.errors import RunError
+from finetune.record import check_figures, check_record, read_json
 
 LATEST = "latest"
 _LEFTOVER = re.compile(r"\.[^/]+\.\d+(\.\w+)?")
@@ -177,13 +178,7 @@ def read_record(run: RunDirectory) -> dict[str, Any]:
     Raises:
         RunError: it is missing or damaged.
     """
-    try:
-        record = json.loads(run.record.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{run.record} cannot be read: {error}") from None
-    if not isinstance(record, dict) or not isinstance(record.get("data"), str):
-        raise RunError(f"{run.record} does not name the data of the run.")
-    return record
+    return check_record(read_json(run.record), run.record)
 
 
 def read_figures(run: RunDirectory) -> dict[str, Any]:
@@ -192,13 +187,7 @@ def read_figures(run: RunDirectory) -> dict[str, Any]:
     Raises:
         RunError: it is missing or damaged.
     """
-    try:
-        figures = json.loads(run.metrics.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{run.metrics} cannot be read: {error}") from None
-    if not isinstance(figures, dict):
-        raise RunError(f"{run.metrics} holds no figures; it is damaged.")
-    return figures
+    return check_figures(read_json(run.metrics), run.metrics)
 
 
 def write_text(path: Path, text: str) -> None:

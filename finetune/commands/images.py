@@ -123,6 +123,12 @@ def _images_of_run(
             "version. Start anew."
         )
     root, rows = Path(record["data"]), read_split(run.split, label_separator=separator)
+    strange = {name for row in rows for name in row.labels} - set(record["class_names"])
+    if strange:
+        raise RunError(
+            f"resume: {run.split} has the class `{min(strange)}`, which {run.record.name} does not "
+            "know; one of them is damaged. Start anew."
+        )
     gone = [row.path for row in rows if not (root / row.path).is_file()]
     if gone:
         raise RunError(

@@ -19,6 +19,17 @@ _MARK = b"finetune sha256 "
 _COMMENT_BYTES = len(_MARK) + hashlib.sha256().digest_size * 2
 _LENGTH_BYTES = 2
 """A ZIP file ends with the length of its comment, two bytes, and the comment."""
+_KINDS = {
+    "state_dict": dict,
+    "callbacks": dict,
+    "loops": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "global_step": int,
+    "epoch": int,
+    "pytorch-lightning_version": str,
+}
+"""What each part of a checkpoint is, if it is there."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -74,6 +85,13 @@ def load_checkpoint(path: Path, *, map_location: Any = "cpu") -> dict[str, Any]:
         raise ModelError(f"{path} is not a checkpoint of finetune: {reason}") from None
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ModelError(f"{path} is not a checkpoint of finetune: it has no state_dict.")
+    for key, kind in _KINDS.items():
+        if key in content and not isinstance(content[key], kind):
+            raise ModelError(
+                f"{path} is not a checkpoint of finetune: {key} is a {type(content[key]).__name__}."
+            )
+    if not all(isinstance(value, torch.Tensor) for value in content["state_dict"].values()):
+        raise ModelError(f"{path} is not a checkpoint of finetune: not all weights are tensors.")
     return content
 
 
