@@ -39,6 +39,10 @@ CHANGEABLE_ON_RESUME = (
 )
 """What leaves the course of a training as it is."""
 OPTIONAL = ("experiment", "logger")
+SECRET_LENGTH = 6
+"""What is shorter is no secret, and would be found in many a word."""
+_from_environment: dict[str, str] = {}
+"""What `${oc.env:NAME}` stands for in this process's settings, by name; no message shows it."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except FinetuneError as error:
         if wants_traceback:
-            traceback.print_exc()
-        sys.stderr.write(printable(f"{type(error).__name__}: {error}\n"))
+            sys.stderr.write(_hidden(traceback.format_exc()))
+        sys.stderr.write(_hidden(f"{type(error).__name__}: {error}\n"))
         return error.exit_status
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
@@ -88,9 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:  # noqa: BLE001 - the last resort: a message, never a traceback
         if wants_traceback:
-            traceback.print_exc()
+            sys.stderr.write(_hidden(traceback.format_exc()))
         hint = "" if wants_traceback else "\nAdd debug=true to see where it comes from."
-        sys.stderr.write(printable(f"Unexpected {type(error).__name__}: {error}{hint}\n"))
+        sys.stderr.write(_hidden(f"Unexpected {type(error).__name__}: {error}{hint}\n"))
         return 1
     return 0
 
@@ -159,7 +163,11 @@ def run_verb(verb: str, words: Sequence[str]) -> Any:
         return _compare(words)
     tokens, is_multirun = _tokens(verb, words)
     if verb == "train" and (run := _folder(tokens, "resume")) is not None:
-        return _run(verb, *_resumed(run, tokens))
+        values, as_yaml, changes = _resumed(run, tokens)
+        _validated(verb, values)
+        for change in changes:
+            sys.stderr.write(f"{change}; the course stays as it was.\n")
+        return _run(verb, values, as_yaml)
     tokens, config_dir = _ready(verb, tokens, is_multirun=is_multirun)
     if not is_multirun:
         return _run(verb, *_compose(verb, tokens, config_dir))
@@ -418,11 +426,37 @@ def _plain(config: Any) -> tuple[dict[str, Any], str]:
     if not isinstance(values, dict):
         raise ConfigError("The configuration is no mapping of names to values.")
     as_yaml = OmegaConf.to_yaml(config, resolve=False)
+    for name in re.findall(r"oc\.env:\s*(\w+)", as_yaml):
+        _from_environment[name] = os.environ.get(name, "")
+    _refuse_passwords(as_yaml)
     return {str(key): value for key, value in values.items()}, as_yaml
 
 
-def _resumed(run: Path, tokens: Sequence[Token]) -> tuple[dict[str, Any], str]:
-    """Read the settings of the run that goes on; its course cannot be changed."""
+def _refuse_passwords(as_yaml: str) -> None:
+    """Refuse an address with a password in plain text: settings and commands are written down.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for line in as_yaml.splitlines():
+        if re.search(r"://[^/\s:@]*:[^/\s@${]+@", line):
+            key = line.partition(":")[0].strip(" -")
+            raise ConfigError(
+                f"{key}: got an address with a password, which would be written into the run; put "
+                f"it into a variable of the environment: {key}='${{oc.env:NAME}}'."
+            )
+
+
+def _hidden(text: str) -> str:
+    """Put the reference back in the place of what it stands for in the environment."""
+    for name, value in _from_environment.items():
+        if len(value) >= SECRET_LENGTH:
+            text = text.replace(value, f"${{oc.env:{name}}}")
+    return printable(text)
+
+
+def _resumed(run: Path, tokens: Sequence[Token]) -> tuple[dict[str, Any], str, list[str]]:
+    """Read the settings of the run that goes on, whose course cannot be changed; say what does."""
     from omegaconf import DictConfig, OmegaConf
 
     path = run / "config.yaml"
@@ -437,6 +471,7 @@ def _resumed(run: Path, tokens: Sequence[Token]) -> tuple[dict[str, Any], str]:
         raise RunError(f"resume: {path} cannot be read: it is nested too deeply.") from None
     if not isinstance(config, DictConfig) or not config:
         raise RunError(f"resume: {path} holds no settings; it is damaged.")
+    changes: list[str] = []
     for token in tokens:
         if token.key not in ("resume", *CHANGEABLE_ON_RESUME):
             raise ConfigError(
@@ -446,11 +481,9 @@ def _resumed(run: Path, tokens: Sequence[Token]) -> tuple[dict[str, Any], str]:
         if token.key != "resume":
             before = OmegaConf.select(config, token.key)
             OmegaConf.update(config, token.key, _from_yaml(token.value or ""), force_add=True)
-            sys.stderr.write(
-                f"{token.key}: {token.value} instead of {before}; the course stays as it was.\n"
-            )
+            changes.append(f"{token.key}: {token.value} instead of {before}")
     OmegaConf.update(config, "resume", str(run))
-    return _plain(config)
+    return *_plain(config), changes
 
 
 def _from_yaml(text: str) -> Any:

@@ -25,7 +25,9 @@ def locked(folder: Path) -> Iterator[None]:
     """
     path = folder / NAME
     try:
-        file = path.open("a+", encoding="utf-8")
+        # Not through a link, which may lead to a file that is somebody's.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        file = os.fdopen(descriptor, "r+", encoding="utf-8")
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {error.strerror}.") from None
     with file:

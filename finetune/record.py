@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from finetune.errors import RunError
 
 MAX_SETTINGS_BYTES = 1_000_000
 MAX_SETTINGS_DEPTH = 30
+MAX_SETTINGS_VALUES = 100_000
 MAX_BYTES = 200_000_000
 """Above what any run writes: 100 folds of 1,000 classes take a tenth of it."""
 
@@ -33,26 +35,46 @@ def read_json(path: Path) -> Any:
 
 
 def check_settings(path: Path) -> None:
-    """Look at a YAML file before it is built up in memory: ours have no aliases and little depth.
+    """Look at a YAML file before it is built up in memory, where aliases can make it explode.
+
+    What is no YAML, or cannot be read, is for the reader to say.
 
     Raises:
-        RunError: it cannot be read, or is made to take all memory.
+        RunError: it is made to take all memory.
     """
     try:
         if path.stat().st_size > MAX_SETTINGS_BYTES:
             raise RunError(
                 f"{path} cannot be read: it is larger than {MAX_SETTINGS_BYTES:,} bytes."
             )
-        depth = 0
-        for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise RunError(f"{path} cannot be read: it holds an alias (*{event.anchor}).")
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_SETTINGS_DEPTH:
-                raise RunError(f"{path} cannot be read: it is nested too deep.")
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from None
+        _check_events(path, yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return
+
+
+def _check_events(path: Path, events: Iterable[yaml.Event]) -> None:
+    """Count what each collection holds with its aliases written out."""
+    sizes: dict[str, int] = {}
+    open_ones: list[tuple[str | None, int]] = [(None, 0)]
+    for event in events:
+        size = 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_ones.append((event.anchor, 0))
+            if len(open_ones) > MAX_SETTINGS_DEPTH:
+                raise RunError(f"{path} cannot be read: it is nested too deeply.")
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, inner = open_ones.pop()
+            size += inner
+            if anchor is not None:
+                sizes[anchor] = size
+        elif isinstance(event, yaml.AliasEvent):
+            # One that is not closed yet holds itself.
+            size = sizes.get(event.anchor, MAX_SETTINGS_VALUES)
+        name, total = open_ones.pop()
+        open_ones.append((name, total + size))
+        if total + size > MAX_SETTINGS_VALUES:
+            raise RunError(f"{path} cannot be read: its aliases make it too large.")
 
 
 def check_record(values: Any, path: Path) -> dict[str, Any]:
