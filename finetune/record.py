@@ -70,7 +70,7 @@ def _check_events(path: Path, events: Iterable[yaml.Event]) -> None:
                 sizes[anchor] = size
         elif isinstance(event, yaml.AliasEvent):
             # One that is not closed yet holds itself.
-            size = sizes.get(event.anchor, MAX_SETTINGS_VALUES)
+            size = sizes.get(event.anchor or "", MAX_SETTINGS_VALUES)
         name, total = open_ones.pop()
         open_ones.append((name, total + size))
         if total + size > MAX_SETTINGS_VALUES:

@@ -155,9 +155,9 @@ def test_no_artefact_holds_a_secret(runs, stripes, quick):
     run = "run=runs/stripes/first"
     for words in (
         ["train", *settings, "evidence.resamples=50", "evidence.pictures=4", "debug=true"],
-        ["evaluate", run, "split=val", "evidence.resamples=100"],
+        ["evaluate", run, "split=val", "evidence.resamples=100", "workers=0"],
         ["export", run, "format=onnx", "output=model.onnx"],
-        ["predict", run, f"input={stripes}", "output=labels.parquet"],
+        ["predict", run, f"input={stripes}", "output=labels.parquet", "workers=0"],
     ):
         status, said = runs(*words)
         assert status == 0, said
