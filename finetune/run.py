@@ -5,6 +5,8 @@ runs/<dataset>/<time>/
 ├── run.json               command, seed, decisions, hardware, versions
 ├── audit.json             what is wrong with the images
 ├── split.csv              path, label and split of every image
+├── images.csv             path, size, time and SHA-256 of every image as the run began
+├── .lock                  held by the process that writes here
 ├── metrics.csv            one row per epoch; epoch 0 is the probe
 ├── metrics.json           of the chosen weights, per split, with intervals and calibration
 ├── probe.json             strengths that were tried, and their loss
