@@ -53,6 +53,7 @@ TRAIN: dict[str, Any] = {
         "gradient_clip": 1.0,
         "early_stopping_patience": None,
         "max_time_minutes": None,
+        "checkpoint_every_minutes": 10.0,
         "ema_decay": 0.9,
         "compile": False,
     },

@@ -57,6 +57,7 @@ ONE_CYCLE = {
         ("trainer__gradient_clip", [1e-9, None], [0, -1]),
         ("trainer__early_stopping_patience", [1, "auto", None], [0]),
         ("trainer__max_time_minutes", [0.1, None], [0, "auto"]),
+        ("trainer__checkpoint_every_minutes", [0.1, None], [0, "auto"]),
         ("trainer__ema_decay", [0, 0.999, "auto"], [1, -0.1]),
     ],
 )
