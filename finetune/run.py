@@ -33,7 +33,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -124,11 +124,12 @@ def check_run(runs: Path, dataset: str, name: str | None) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make ``folder`` and try to write in it.
+    """Make ``folder``, try to write in it, and leave everything as it was.
 
     Raises:
         RunError: it cannot be written.
     """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         trial = folder / f".{os.getpid()}.trial"
@@ -138,6 +139,10 @@ def check_writable(folder: Path) -> None:
         raise RunError(
             f"runs={folder} cannot be written: {error.strerror}. Choose another: runs=FOLDER."
         ) from None
+    finally:
+        with suppress(OSError):  # another process has begun to use them, or there are none
+            for path in missing:
+                path.rmdir()
 
 
 def versions() -> dict[str, str]:
@@ -250,7 +255,7 @@ def _sync(path: Path) -> None:
 def _make_named(folder: Path, name: str) -> Path:
     path = folder / name
     try:
-        path.mkdir()
+        path.mkdir(parents=True)
     except FileExistsError:
         raise _taken(path) from None
     return path
@@ -267,7 +272,7 @@ def _make_timed(folder: Path) -> Path:
     for count in range(1, 1000):
         path = folder / (time if count == 1 else f"{time}_{count}")
         try:
-            path.mkdir()
+            path.mkdir(parents=True)
         except FileExistsError:  # another run of the same second
             continue
         return path

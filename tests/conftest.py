@@ -18,9 +18,10 @@ import pytest
 hypothesis.settings.register_profile("finetune", deadline=None)
 hypothesis.settings.load_profile("finetune")
 
-# Programs in the background of a shell inherit that Ctrl-C is ignored, and so would those that the
-# tests interrupt.
+# Programs in the background of a shell inherit that Ctrl-C is ignored, those under nohup that the
+# end of the terminal is, and so would those that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

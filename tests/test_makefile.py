@@ -603,6 +603,8 @@ def test_committed_lock_has_hashes_and_no_index_address() -> None:
 @pytest.mark.parametrize("has_real_data", [True, False])
 def test_ci_ends_with_pytest(project: Path, has_real_data: bool) -> None:
     shutil.copytree(REPOSITORY / ".ci", project / ".ci")
+    # The real one asks the package index.
+    (project / ".ci/audit").write_text("print('asked')\n")
     for tool in ("ruff", "mypy", "lint-imports"):
         write_executable(project / ".venv/bin" / tool, '#!/bin/sh\n[ "$1" != "$FAILS" ]\n')
     shared = project.parent / "shared"
@@ -613,7 +615,7 @@ def test_ci_ends_with_pytest(project: Path, has_real_data: bool) -> None:
     command = ["bash", str(project / ".ci/run")]
     done = subprocess.run(command, env=clean, capture_output=True, text=True, check=False)
     # make turns every failure of pytest into 2, and says so in its own line.
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (2, "asked\n")
     assert "Error 3" in done.stderr
     (call,) = calls(project)
     assert call["environment"].get("FINETUNE_REAL_DATA") == (str(shared) if has_real_data else None)

@@ -127,9 +127,12 @@ def test_a_folder_called_latest_is_never_overwritten(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["latest"]
 
 
-def test_check_writable_makes_the_folder_and_leaves_nothing_in_it(tmp_path):
-    check_writable(tmp_path / "a" / "b")
-    assert list((tmp_path / "a" / "b").iterdir()) == []
+def test_check_writable_leaves_nothing(tmp_path):
+    (tmp_path / "a").mkdir()
+    check_writable(tmp_path / "a" / "b" / "c")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+    check_writable(tmp_path / "a")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
 
 
 def test_check_writable_names_the_folder_and_the_reason(tmp_path):

@@ -85,7 +85,8 @@ def test_examples_can_be_typed(line, monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "_run", lambda *job, **more: ran.append(job))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "latest").mkdir(parents=True)
-    (tmp_path / "runs" / "latest" / "config.yaml").write_text("seed: 0")
+    _, as_yaml = cli._compose("train", [], None)
+    (tmp_path / "runs" / "latest" / "config.yaml").write_text(as_yaml)
     assert cli.main(shlex.split(line)[1:]) == 0
     assert {job[0] for job in ran} == {line.split()[1]}
 

@@ -146,6 +146,7 @@ def _write(
     config: InspectConfig, folder: Path, audit: Audit, divided: ImageFolder, console: Console
 ) -> None:
     check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "audit.json", audit.to_dict())
     separator = columns_of(config.dataset, config.task).separator or "|"
     write_split(folder / "split.csv", divided.samples, label_separator=separator)

@@ -229,7 +229,8 @@ def _state_per_weight(config: TrainConfig) -> float:
 
 
 def _free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
 
 
 def _in_words(size: int) -> str:

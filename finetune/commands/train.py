@@ -1,6 +1,7 @@
 """``finetune train``: a folder of labelled images in, a trained, measured, exported model out."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ from finetune.run import (
     RunDirectory,
     command_line,
     read_record,
+    replacing,
     sweep_leftovers,
     typed,
     versions,
@@ -146,6 +148,10 @@ def _take_steps(
     """Train to the end, if that was not reached before."""
     checkpoint = setup.start.checkpoint
     if checkpoint is not None:
+        last = setup.run.last_checkpoint
+        if setup.is_main and checkpoint != last:  # damaged, or older; and the steps may all be done
+            with replacing(last) as temporary:
+                shutil.copyfile(checkpoint, temporary)
         callbacks = load_checkpoint(checkpoint)["callbacks"]
         if callbacks.get(LastCheckpoint.__qualname__, {}).get("is_over"):
             setup.epochs.load_state_dict(callbacks[type(setup.epochs).__qualname__])

@@ -213,7 +213,6 @@ def kill_a_worker() -> None:
         child
         for child in children_of(os.getpid())
         if b"pt_data_worker" in Path(f"/proc/{child}/comm").read_bytes()
-        or b"python" in Path(f"/proc/{child}/comm").read_bytes()
     ]
     os.kill(workers[0], signal.SIGKILL)
     time.sleep(0.5)

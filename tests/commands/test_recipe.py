@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import finetune.commands.recipe
 from finetune.cli import _compose, _prepare, _tokens, main
 from finetune.commands.recipe import (
     OPEN,
@@ -22,6 +23,7 @@ from finetune.data.discover import ImageFolder, Sample
 from finetune.training.callbacks import EpochTable
 from finetune.training.checkpoints import load_checkpoint
 from finetune.training.hardware import Hardware
+from finetune.training.recipe import Choice, Facts
 from finetune.usage import CONF
 from finetune.validation import validate
 
@@ -204,15 +206,22 @@ def test_a_resumed_run_keeps_what_was_chosen_and_the_row_of_the_probe(
     assert [row["epoch"] for row in rows] == ["0", "1"]
     probe = (run / "checkpoints" / "probe.ckpt").read_bytes()
 
-    def never(*_: object) -> None:
-        raise AssertionError("the recipe was asked again")
+    real = finetune.commands.recipe.choose_recipe
 
-    monkeypatch.setattr("finetune.commands.recipe.choose_recipe", never)
+    def chooses_otherwise(facts: Facts) -> dict[str, Choice]:
+        return {
+            key: Choice("none" if key == "augmentation.transforms" else "another", "later")
+            for key in real(facts)
+        }
+
+    monkeypatch.setattr("finetune.commands.recipe.choose_recipe", chooses_otherwise)
     assert main(["train", f"resume={run}"]) == 0
     output = " ".join(capsys.readouterr().out.split())
     assert "as the run began" in output
     assert "Probe: features" not in output
-    assert json.loads((run / "run.json").read_text()) == record
+    after_it = json.loads((run / "run.json").read_text())
+    assert len(after_it.pop("resumed")) == 1
+    assert after_it == record
     assert (run / "checkpoints" / "probe.ckpt").read_bytes() == probe
     after = rows_of(run)
     assert [row["epoch"] for row in after] == ["0", "1", "2"]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import finetune.commands.components
 from finetune.cli import main
-from finetune.training.checkpoints import load_checkpoint
+from finetune.training.checkpoints import load_checkpoint, newest_valid
 
 Hash = Callable[[Path], str]
 
@@ -102,6 +102,7 @@ def test_secrets_of_the_environment_are_not_written(
     words += ["logger=wandb", "logger.project=${oc.env:CANARY}"]
     # Without the package this ends before the run directory is made; a csv logger shows the rest.
     monkeypatch.setattr(finetune.commands.components, "create_logger", lambda *a, **k: None)
+    monkeypatch.setattr("finetune.training.loggers.find_spec", lambda name: name)
     assert main([*words, "trainer.epochs=1"]) == 0
     run = tmp_path / "stripes" / "a"
     assert "${oc.env:CANARY}" in (run / "config.yaml").read_text()
@@ -141,7 +142,7 @@ def make_root(root: Path, kind: str) -> list[str]:
         case "too small for a batch":
             images(root / "cat", 4)
             images(root / "dog", 4)
-            return ["trainer.batch_size: got 16", "6 images to train on"]
+            return ["trainer.batch_size: got 16", "at most 7 images to train on"]
         case _:
             raise AssertionError(kind)
 
@@ -272,20 +273,24 @@ def test_ctrl_c_keeps_the_last_epoch_and_resume_goes_on(
     assert (last.parent.parent / "model.ts").is_file()
 
 
-def test_resume_without_a_checkpoint_and_with_a_wrong_one(
+def test_resume_of_a_run_whose_last_checkpoint_is_gone_or_damaged(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)
-    (run / "checkpoints" / "last.ckpt").write_bytes(b"no checkpoint")
-    assert main(["train", f"resume={run}"]) == 2
-    assert "not a checkpoint" in capsys.readouterr().err
-    (run / "checkpoints" / "last.ckpt").unlink()
+    last, best = run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt"
+    last.unlink()
     assert main(["train", f"resume={run}"]) == 2
     assert "has finished; there is nothing to go on with" in capsys.readouterr().err
+    before = (run / "metrics.json").read_bytes()
     (run / "metrics.json").unlink()
-    assert main(["train", f"resume={run}"]) == 2
-    assert "Start anew" in capsys.readouterr().err
+    last.write_bytes(b"no checkpoint")
+    assert main(["train", f"resume={run}"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Damaged, and not used: " in said
+    assert "Going on from best.ckpt: epoch" in said
+    assert json.loads((run / "metrics.json").read_bytes())["val"] == json.loads(before)["val"]
+    assert newest_valid([last, best])[1] == []
 
 
 @pytest.fixture
@@ -313,7 +318,7 @@ def test_resume_names_an_image_that_is_gone(
     assert "the first: `lying/003.png`. Put them back" in message
 
 
-def test_resume_names_an_image_that_is_broken_since(
+def test_resume_names_an_image_that_has_changed_since(
     moved: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, root = moved
@@ -321,7 +326,7 @@ def test_resume_names_an_image_that_is_broken_since(
         path.write_bytes(b"no image")
     assert main(["train", f"resume={run}"]) == 2
     message = capsys.readouterr().err
-    assert "cannot be read any more: not an image: begins with b'no image'" in message
+    assert "80 of the 80 images that the run began with have changed" in message
     assert message.count(".png") == 1
 
 
