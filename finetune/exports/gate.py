@@ -184,13 +184,17 @@ def _ask_file(
             "is_timed": is_timed,
         }
         request.write_text(json.dumps(asked))
-        command = [sys.executable, "-m", "finetune.exports.answering", str(request), str(result)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")  # noqa: S603
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-            raise ExportError(f"The exported file fails: {lines[-1]}")
+        _answer_apart(request, result)
         found = np.load(result, allow_pickle=False)
         return torch.from_numpy(found["numbers"]).double(), found["latencies"].tolist()
+
+
+def _answer_apart(request: Path, result: Path) -> None:
+    command = [sys.executable, "-m", "finetune.exports.answering", str(request), str(result)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")  # noqa: S603
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise ExportError(f"The exported file fails: {lines[-1]}")
 
 
 def _scores(ours: Tensor, theirs: Tensor, targets: Tensor, task: Any) -> dict[str, Any]:

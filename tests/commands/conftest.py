@@ -1,11 +1,13 @@
 """One small training that the tests of all verbs look at."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 
+import finetune.exports.answering
+import finetune.exports.gate
 from finetune.cli import main
 
 QUICK = (
@@ -20,6 +22,19 @@ QUICK = (
     "dataset.workers=0",
     "evidence=none",
 )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Ask exported files in this process, which has torch already: it saves each training seconds.
+
+    The tests of ``finetune export`` ask them in a fresh process, as users do.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if item.path.name != "test_export.py":
+            here = finetune.exports.answering.main
+            patch.setattr(finetune.exports.gate, "_answer_apart", here)
+        return (yield)
 
 
 @pytest.fixture(scope="session")
