@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/refusals.py
 
-Makes the images (64 px JPEGs in two classes) in a temporary folder, and types mistakes. The last
-row is no mistake of settings: the images must all be opened for it, for the first time and again.
+Makes the images (64 px JPEGs in two classes) in a temporary folder, and types mistakes. The first
+row is what every process but that of a typo needs before it can look. The last two are no mistake
+of settings: the images must all be opened for it, for the first time and again.
 """
 
 import subprocess
@@ -62,6 +63,12 @@ def main() -> None:
         place = Path(folder)
         make_images(place / "images")
         (place / "runs" / "images" / "taken").mkdir(parents=True)
+        began = time.monotonic()
+        loads = [sys.executable, "-c", "import finetune.commands.train"]
+        subprocess.run(loads, check=True)
+        sys.stdout.write(
+            f"| only loading torch, timm and Lightning | {time.monotonic() - began:.1f} | |\n"
+        )
         for name, words in MISTAKES.items():
             seconds, said = refuse(place / "images", place, words)
             sys.stdout.write(f"| {name} | {seconds:.1f} | {said[:110]} |\n")

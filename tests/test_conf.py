@@ -195,10 +195,12 @@ def test_augmentation(option):
 
 @pytest.mark.parametrize("option", of("dataset"))
 def test_dataset(option, stripes, tmp_path):
-    root = tmp_path / "digits" if option == "digits" else stripes
-    config = compose_train(f"dataset={option}", f"dataset.root={root}")
+    made = {"digits": 1797, "formulas": 1000}
+    root = tmp_path / option if option in made else stripes
+    words = ["dataset.formula_images=1000"] if option == "formulas" else []
+    config = compose_train(f"dataset={option}", f"dataset.root={root}", *words)
     folder = find_images(config.dataset, config.task)
-    assert len(folder.samples) == (1797 if option == "digits" else 80)
+    assert len(folder.samples) == made.get(option, 80)
     logged = training_metrics(NUM_CLASSES, task=config.task, names=config.dataset.metrics)
     assert config.dataset.monitor in {"loss", "auto", *logged}
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from finetune.cache import find_cache
+from finetune.commands.formulas import draw_formulas
 from finetune.config import DatasetConfig, Task
 from finetune.data.audit import Audit, audit_folder
 from finetune.data.discover import ImageFolder, Sample, discover_folder
@@ -84,13 +85,16 @@ def find_images(config: DatasetConfig, task: Task) -> ImageFolder:
         ConfigError: neither a root nor a manifest is given, or one that the task cannot use.
         DataError: the folder or the manifest is no data set.
     """
-    if task == "multilabel" and config.manifest is None:
+    manifest, root = config.manifest, config.root
+    if config.source == "formulas":
+        manifest, root = draw_formulas(config, task), None
+    if task == "multilabel" and manifest is None:
         raise ConfigError(
             "task: got multilabel, for which a folder has one class per image too few; give a "
             "table with the labels of each image: dataset.manifest=labels.csv."
         )
-    if config.manifest is not None:
-        folder = list_manifest(config.manifest, config.root, columns_of(config, task))
+    if manifest is not None:
+        folder = list_manifest(manifest, root, columns_of(config, task))
     else:
         folder = _list_folder(config)
     if config.group_pattern is not None:

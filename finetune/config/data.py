@@ -50,7 +50,11 @@ class DatasetConfig(Group):
 
     Attributes:
         source: ``folder`` reads ``root`` or ``manifest``; ``digits`` first writes scikit-learn's
-            digits to ``root``.
+            digits to ``root``, ``formulas`` images that formulas draw, with a table of labels.
+        formulas: what they draw; ``scenes`` show several things each, and need
+            ``task=multilabel``.
+        formula_images: how many.
+        formula_side_px: of each.
         download: public images that ``finetune data`` fetches into ``root``; null for none.
         name: names the run's folder; null takes the name of ``root`` or of ``manifest``.
         root: ``root/<class>/…`` or ``root/{train,val,test}/<class>/…``; with a manifest, the
@@ -86,7 +90,10 @@ class DatasetConfig(Group):
         workers: processes that decode images.
     """
 
-    source: Literal["folder", "digits"]
+    source: Literal["folder", "digits", "formulas"]
+    formulas: Literal["fractals", "contours", "textures", "scenes"] | None
+    formula_images: Whole | None = Field(ge=1000)
+    formula_side_px: Whole | None = Field(ge=16, le=256)
     download: Literal["pneumonia_mnist"] | None
     name: str | None = Field(pattern=r"^[\w][\w .-]*$")
     root: ExpandedPath | None
@@ -128,6 +135,9 @@ class DatasetConfig(Group):
                 f"val_fraction {self.val_fraction:g} + test_fraction {self.test_fraction:g} "
                 "leave nothing to train on; their sum must be < 1"
             )
+        drawn = (self.formulas, self.formula_images, self.formula_side_px)
+        if self.source == "formulas" and None in drawn:
+            raise ValueError("source formulas needs formulas, formula_images and formula_side_px")
         if self.folds is None and self.fold != 0:
             raise ValueError(f"fold: got {self.fold}, but folds is null; set dataset.folds=5")
         if self.folds is not None and self.fold != "all" and self.fold >= self.folds:
