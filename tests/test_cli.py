@@ -152,7 +152,7 @@ assert "torch" not in sys.modules and "hydra" in sys.modules
     [
         (
             ["dataset=medcal"],
-            "dataset: got `medcal`, expected one of digits, folder, medical. "
+            "dataset: got `medcal`, expected one of digits, folder, formulas, medical. "
             "Did you mean `medical`?",
         ),
         (["optimizer.lrr=1"], "optimizer.lrr: no such key. Did you mean `optimizer.lr`?"),
