@@ -17,7 +17,7 @@ PYTHON ?= python3
 .ONESHELL:
 .SUFFIXES:
 
-override make.targets := help train evaluate compare predict export serve inspect data cache install check test bench lock clean distclean
+override make.targets := help train evaluate compare predict export serve inspect data pretrain cache install check test bench lock clean distclean
 .PHONY: $(make.targets)
 
 # Without this, `make train dataset.root= ~/flowers` trains on something else before it complains.
@@ -87,6 +87,10 @@ inspect: .venv/.installed ## count and check the images of a folder
 data: .venv/.installed ## fetch the public images of a data set: dataset=medical
 	@export FINETUNE_PROGRAM=make
 	$(call make.run,-m finetune data $(make.options))
+
+pretrain: .venv/.installed ## make the embedded weights of nano anew, for an hour
+	@export FINETUNE_PROGRAM=make
+	$(call make.run,-m finetune train experiment=pretrain_nano $(make.options))
 
 cache: .venv/.installed ## show what is kept between runs; clear=all removes it
 	@export FINETUNE_PROGRAM=make

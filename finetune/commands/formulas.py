@@ -6,6 +6,7 @@ import rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from finetune.config import DatasetConfig, Task
+from finetune.data.formulas.compositions import Compositions
 from finetune.data.formulas.folder import LABELS, write_formulas
 from finetune.data.formulas.scenes import Scenes
 from finetune.errors import ConfigError
@@ -27,9 +28,20 @@ def draw_formulas(config: DatasetConfig, task: Task) -> Path:
     if config.formulas == "scenes" and task != "multilabel":
         raise ConfigError(
             f"task: got {task}, but scenes show several things each; use task=multilabel, or "
-            "dataset.formulas=fractals, contours or textures."
+            "dataset.formulas=compositions, fractals, contours or textures."
         )
-    scenes = Scenes(config.formulas, side_px=int(config.formula_side_px or 0))
+    side_px, num_classes = int(config.formula_side_px or 0), int(config.formula_classes or 0)
+    drawings: Compositions | Scenes
+    if config.formulas == "compositions":
+        drawings = Compositions(side_px, num_classes=num_classes)
+    else:
+        drawings = Scenes(
+            config.formulas,
+            side_px,
+            num_fractals=num_classes,
+            num_contours=num_classes,
+            num_textures=num_classes,
+        )
     images = int(config.formula_images or 0)
     columns = (TextColumn("Drawing images"), BarColumn(), MofNCompleteColumn())
     console = rich.get_console()
@@ -43,7 +55,7 @@ def draw_formulas(config: DatasetConfig, task: Task) -> Path:
         bar = progress.add_task("", total=images)
         write_formulas(
             config.root,
-            scenes,
+            drawings,
             images=images,
             workers=count_cores() if config.workers == "auto" else max(1, config.workers),
             on_progress=lambda done: progress.update(bar, completed=done),

@@ -13,6 +13,7 @@ from finetune.commands.candidates import PROBE, Selection, State, probe_state
 from finetune.commands.components import head_arguments, monitor_key, monitor_mode
 from finetune.commands.evidence import Measured, calibrate_bundle, measure_answers
 from finetune.commands.export import Form, Gate, write_export
+from finetune.commands.gain import Gain
 from finetune.commands.live_curves import draw_curves
 from finetune.commands.measure import (
     Answers,
@@ -42,20 +43,25 @@ class TrainResult:
         run: the run directory.
         metrics: by split: ``val``, and ``test`` where there is one.
         worries: the most important things to worry about, worst first.
+        gain: what the pretrained weights were worth; None where that was not measured.
     """
 
     run: Path
     metrics: dict[str, AnyMetrics]
     worries: tuple[Worry, ...] = ()
+    gain: Gain | None = None
 
 
-def finish(setup: Setup, selection: Selection, started: float) -> TrainResult:
+def finish(
+    setup: Setup, selection: Selection, started: float, gain: Gain | None = None
+) -> TrainResult:
     """Turn the chosen weights into a bundle, calibrate and measure that, export it, report.
 
     Args:
         setup: of the training.
         selection: the weights.
         started: when the training began, by `time.monotonic`.
+        gain: what the pretrained weights were worth.
     """
     config, run, epochs = setup.config, setup.run, setup.epochs
     model, val, name = _answer_val(setup, selection)
@@ -75,6 +81,8 @@ def finish(setup: Setup, selection: Selection, started: float) -> TrainResult:
             for candidate, row in selection.values.items()
         },
     }
+    if gain is not None:
+        chosen["gain"] = asdict(gain)
     seconds = time.monotonic() - started
     write_json(
         run.metrics,
@@ -96,7 +104,7 @@ def finish(setup: Setup, selection: Selection, started: float) -> TrainResult:
         known=dict(zip(val.paths, probabilities, strict=True)),
     )
     worries = report_training(setup, model, measured, calibrated, name, seconds)
-    return TrainResult(run.path, metrics, worries)
+    return TrainResult(run.path, metrics, worries, gain)
 
 
 def _answer_val(setup: Setup, selection: Selection) -> tuple[Model, Answers, str]:
@@ -192,4 +200,6 @@ def say_what_is_there(setup: Setup, result: TrainResult, seconds: float) -> None
         "Next:",
         f"  {typed('predict', run=directory.path, input='IMAGES', output='labels.csv')}",
     ]
+    if result.gain is not None:
+        lines.append(str(result.gain))
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from finetune.commands.components import keeps_average, learning_rates
-from finetune.commands.recipe import needs_steps, starts_from_probe
+from finetune.commands.recipe import is_embedded, needs_steps, starts_from_probe
 from finetune.commands.setup import Setup
 from finetune.config import TrainConfig, settled
 from finetune.data.audit import Audit
@@ -123,6 +123,8 @@ def _backbone(config: TrainConfig, module: FineTuning) -> str:
     model = config.model
     if model.weights is not None:
         source = f"weights from {model.weights}"
+    elif is_embedded(config):
+        source = "embedded weights, learnt from drawings that formulas make"
     elif model.pretrained:
         source = "pretrained weights from the hub"
     else:

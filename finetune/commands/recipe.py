@@ -12,7 +12,7 @@ from finetune.config import InspectConfig, TrainConfig
 from finetune.data.audit import Audit
 from finetune.data.discover import ImageFolder
 from finetune.errors import ConfigError, RunError
-from finetune.models.backbones import pretrained_size_px
+from finetune.models.backbones import NANO, pretrained_size_px
 from finetune.training.hardware import Hardware
 from finetune.training.recipe import (
     Choice,
@@ -68,6 +68,7 @@ def settle_recipe(
         shorter_side_px=shorter_side_px(audit),
         native_size_px=pretrained_size_px(config.model.backbone),
         is_pretrained=has_weights,
+        is_embedded=is_embedded(config),
         starts_from_probe=starts_from_probe(config),
         policy=config.freeze.policy,
         world_size=hardware.world_size,
@@ -113,7 +114,7 @@ def settle_inspected(config: InspectConfig, folder: ImageFolder, audit: Audit) -
     size = choose_image_size(
         shorter_side_px(audit),
         native_size_px=pretrained_size_px(config.model.backbone),
-        is_pretrained=is_pretrained(config),
+        expects_it=expects_its_size(config),
     )
     choices = {
         "augmentation.transforms": choose_augmentation(num_images),
@@ -127,6 +128,17 @@ def settle_inspected(config: InspectConfig, folder: ImageFolder, audit: Audit) -
 def is_pretrained(config: TrainConfig | InspectConfig) -> bool:
     """Tell whether the backbone brings weights."""
     return config.model.pretrained or config.model.weights is not None
+
+
+def is_embedded(config: TrainConfig | InspectConfig) -> bool:
+    """Tell whether the weights are those that are part of this package."""
+    model = config.model
+    return model.backbone == NANO and model.pretrained and model.weights is None
+
+
+def expects_its_size(config: TrainConfig | InspectConfig) -> bool:
+    """Tell whether the backbone does best with images of the size that it was pretrained on."""
+    return is_pretrained(config) and not is_embedded(config)
 
 
 def starts_from_probe(config: TrainConfig) -> bool:

@@ -11,7 +11,7 @@ from finetune.commands.batch_size import check_batch_size_search
 from finetune.commands.components import head_arguments
 from finetune.commands.dataset import data_name
 from finetune.commands.images import Division
-from finetune.commands.recipe import is_pretrained, needs_steps
+from finetune.commands.recipe import expects_its_size, needs_steps
 from finetune.commands.settle import settle
 from finetune.config import TrainConfig
 from finetune.data.augment import Augmentation, check_transforms
@@ -256,7 +256,7 @@ def _check_augmentation(config: TrainConfig) -> None:
     augmentation, size = config.augmentation, config.model.image_size_px
     if augmentation.transforms == "auto":
         return
-    if size == "auto" and not is_pretrained(config):  # the images will decide
+    if size == "auto" and not expects_its_size(config):  # the images will decide
         check_transforms(augmentation.transforms)
         return
     size_px = size if isinstance(size, int) else pretrained_size_px(config.model.backbone)

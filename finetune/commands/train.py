@@ -13,10 +13,11 @@ from pathlib import Path
 
 from finetune.commands.budget import end_of_steps, keep_to_time
 from finetune.commands.candidates import choose_weights
-from finetune.commands.components import build_trainer
+from finetune.commands.components import build_trainer, monitor_key
 from finetune.commands.contact_sheet import draw_contact_sheet
 from finetune.commands.dataset import columns_of
 from finetune.commands.folds import FoldsResult, OpenRun, train_folds
+from finetune.commands.gain import measure_gain
 from finetune.commands.going_on import launcher_id, note_resumption, restarted_run
 from finetune.commands.images import RUN_VARIABLE
 from finetune.commands.outcome import TrainResult, finish, say_what_is_there
@@ -137,7 +138,9 @@ def train_once(
             return None
         if setup.hardware.strategy == "fsdp":
             setup = setup.with_new_network()
-        result = finish(setup, choose_weights(setup), started)
+        selection = choose_weights(setup)
+        gain = measure_gain(setup, selection.values[selection.name][monitor_key(setup.config)])
+        result = finish(setup, selection, started, gain)
         say_what_is_there(setup, result, time.monotonic() - started)
         return result
 

@@ -44,6 +44,9 @@ FINDINGS = (
 DOWNLOADS = {"pneumonia_mnist": "data/medical"}
 """Where public images are put, and looked for, unless told otherwise."""
 
+IMAGES_PER_FORMULA = 20
+"""Classes are drawn by chance: with fewer images one of them might have none to train on."""
+
 
 class DatasetConfig(Group):
     """``dataset=…``: which images, and how they are divided.
@@ -53,7 +56,8 @@ class DatasetConfig(Group):
             digits to ``root``, ``formulas`` images that formulas draw, with a table of labels.
         formulas: what they draw; ``scenes`` show several things each, and need
             ``task=multilabel``.
-        formula_images: how many.
+        formula_classes: of each sort of shape or texture, or of compositions.
+        formula_images: how many; at least 20 for each class.
         formula_side_px: of each.
         download: public images that ``finetune data`` fetches into ``root``; null for none.
         name: names the run's folder; null takes the name of ``root`` or of ``manifest``.
@@ -91,7 +95,8 @@ class DatasetConfig(Group):
     """
 
     source: Literal["folder", "digits", "formulas"]
-    formulas: Literal["fractals", "contours", "textures", "scenes"] | None
+    formulas: Literal["compositions", "fractals", "contours", "textures", "scenes"] | None
+    formula_classes: Whole | None = Field(ge=2, le=10_000)
     formula_images: Whole | None = Field(ge=1000)
     formula_side_px: Whole | None = Field(ge=16, le=256)
     download: Literal["pneumonia_mnist"] | None
@@ -135,9 +140,16 @@ class DatasetConfig(Group):
                 f"val_fraction {self.val_fraction:g} + test_fraction {self.test_fraction:g} "
                 "leave nothing to train on; their sum must be < 1"
             )
-        drawn = (self.formulas, self.formula_images, self.formula_side_px)
-        if self.source == "formulas" and None in drawn:
-            raise ValueError("source formulas needs formulas, formula_images and formula_side_px")
+        drawn = ("formulas", "formula_classes", "formula_images", "formula_side_px")
+        missing = [name for name in drawn if getattr(self, name) is None]
+        if self.source == "formulas" and missing:
+            raise ValueError(f"source formulas needs {' and '.join(missing)}")
+        least = IMAGES_PER_FORMULA * (self.formula_classes or 0)
+        if self.source == "formulas" and (self.formula_images or 0) < least:
+            raise ValueError(
+                f"formula_images: got {self.formula_images}, expected at least {least}, "
+                f"{IMAGES_PER_FORMULA} for each of formula_classes={self.formula_classes}"
+            )
         if self.folds is None and self.fold != 0:
             raise ValueError(f"fold: got {self.fold}, but folds is null; set dataset.folds=5")
         if self.folds is not None and self.fold != "all" and self.fold >= self.folds:

@@ -22,6 +22,7 @@ class EvidenceConfig(Group):
         resamples: of the bootstrap behind the 95 % intervals; 0 for none.
         pictures: images in each gallery of the report, in 0..100.
         report: write ``report.html``.
+        gain: train once more from random weights, and say what the pretrained ones were worth.
     """
 
     calibrate: bool
@@ -32,3 +33,4 @@ class EvidenceConfig(Group):
     resamples: Whole = Field(ge=0, le=100_000)
     pictures: Whole = Field(ge=0, le=100)
     report: bool
+    gain: bool

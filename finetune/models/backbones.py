@@ -1,7 +1,7 @@
 """Backbones: images ``[B, 3, H, W]`` in, pooled features ``[B, F]`` out.
 
 Any architecture of timm by its name, and one of our own, `nano`, for small images and for
-machines without a hub.
+machines without a hub: its weights lie beside this file, with a card.
 """
 
 import inspect
@@ -27,6 +27,8 @@ NANO = "nano"
 HUB_TIMEOUT_SECONDS = 5.0
 DEFAULT_IMAGE_SIZE_PX = 224
 NANO_IMAGE_SIZE_PX = 32
+NANO_WEIGHTS = Path(__file__).with_name("nano.safetensors")
+"""Of `nano`, in half precision; made by `make pretrain`, as the card beside it says."""
 DEFAULT_CROP_FRACTION = 0.875
 
 _CONVERTER_NAMES = (
@@ -73,7 +75,8 @@ def create_backbone(
 
     Args:
         name: `nano`, or a timm name with or without a tag (`resnet18`, `resnet18.tv_in1k`).
-        pretrained: take the weights from timm's hub, or from its cache without any network.
+        pretrained: take the weights from timm's hub, or from its cache without any network;
+            those of `nano` are part of this package.
         weights: take the weights from this file; see `finetune.models.weights`.
         image_size_px: side of the images to come. A transformer with a fixed grid of patches
             is built for it; any backbone is tried on one such image. None leaves the size
@@ -85,7 +88,8 @@ def create_backbone(
     """
     _check_sources(pretrained=pretrained, weights=weights)
     if name == NANO:
-        backbone: nn.Module = _create_nano(pretrained=pretrained)
+        backbone: nn.Module = _create_nano()
+        weights = NANO_WEIGHTS if pretrained else weights
     else:
         backbone = _create_timm(name, pretrained=pretrained, image_size_px=image_size_px)
     if weights is not None:
@@ -133,9 +137,8 @@ def check_pretrained(name: str) -> None:
     Raises:
         ModelError: which of these, or the name is unknown.
     """
-    if name == NANO:
-        raise _no_nano_weights()
-    _find_pretrained(name, _find_cfg(name))
+    if name != NANO:
+        _find_pretrained(name, _find_cfg(name))
 
 
 def describe_backbone(backbone: nn.Module) -> BackboneInfo:
@@ -183,7 +186,7 @@ def _triple(values: tuple[float, ...]) -> tuple[float, float, float]:
     return float(red), float(green), float(blue)
 
 
-def _create_nano(*, pretrained: bool) -> ResNet:
+def _create_nano() -> ResNet:
     """Build a residual network of 0.9 M parameters for images of 32 to 128 px.
 
     A deep stem of 3x3 convolutions halves the image once, where ResNet's quarters it: at
@@ -191,8 +194,6 @@ def _create_nano(*, pretrained: bool) -> ResNet:
 
     Source: He et al. 2016; stem and pooled shortcuts as in ResNet-D, He et al. 2019.
     """
-    if pretrained:
-        raise _no_nano_weights()
     backbone = ResNet(
         cast(Any, BasicBlock),  # annotated as an instance, used as a class
         layers=(1, 1, 1, 1),
@@ -279,17 +280,11 @@ def _find_pretrained(name: str, cfg: PretrainedCfg) -> dict[str, str]:
     return {}
 
 
-def _no_nano_weights() -> ModelError:
-    return ModelError(
-        "model.pretrained: got true, but the weights of `nano` come in a later version. "
-        "Use model.pretrained=false, or `model=resnet18`."
-    )
-
-
 def _no_weights(name: str, reason: str) -> ModelError:
     return ModelError(
         f"model.pretrained: no weights for `{name}`: {reason}.\n"
-        "Give a file with `model.weights=FILE`, or use `model=nano`, which needs none; "
+        "Give a file with `model.weights=FILE`, or use `model=nano`, whose weights are part "
+        "of this package; "
         "`model.pretrained=false` starts from random weights."
     )
 

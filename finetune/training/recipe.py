@@ -35,6 +35,7 @@ class Facts:
         shorter_side_px: of the middle image; None if unknown.
         native_size_px: the images that the backbone was made for.
         is_pretrained: whether the backbone brings weights.
+        is_embedded: whether these are the embedded ones of `nano`, which have seen no photograph.
         starts_from_probe: whether the head is fitted before the first step.
         policy: what learns.
         world_size: processes that share a batch.
@@ -46,6 +47,7 @@ class Facts:
     shorter_side_px: float | None
     native_size_px: int
     is_pretrained: bool
+    is_embedded: bool
     starts_from_probe: bool
     policy: FreezePolicy
     world_size: int
@@ -68,6 +70,7 @@ _BATCHNORM_FROM_BATCH = 16
 _LIGHT_FROM_IMAGES = 2_000
 _PATIENCE_SHARE = 0.4  # see benchmarks/RESULTS.md, "Stopping early"
 _SIZES_PX = (32, 48, 64, 96, 128)
+_RANDOM_BATCHNORM = Choice("train", "random weights have no statistics to keep")
 
 
 def choose_recipe(facts: Facts) -> dict[str, Choice]:
@@ -85,7 +88,7 @@ def choose_recipe(facts: Facts) -> dict[str, Choice]:
         "model.image_size_px": choose_image_size(
             facts.shorter_side_px,
             native_size_px=facts.native_size_px,
-            is_pretrained=facts.is_pretrained,
+            expects_it=facts.is_pretrained and not facts.is_embedded,
         ),
         "trainer.batch_size": batch_size,
         "trainer.epochs": epochs,
@@ -121,17 +124,27 @@ def fit_to_time(epochs: int, *, epoch_seconds: float, seconds: float) -> Choice:
     )
 
 
+def random_start() -> dict[str, Choice]:
+    """Choose what random weights need, by dotted name: everything learns, at one rate."""
+    return {
+        **_random_rates(),
+        "freeze.policy": Choice("none", "random weights give no features to probe"),
+        "freeze.stages": Choice(0, "likewise"),
+        "freeze.batchnorm": _RANDOM_BATCHNORM,
+    }
+
+
 def choose_image_size(
-    shorter_side_px: float | None, *, native_size_px: int, is_pretrained: bool
+    shorter_side_px: float | None, *, native_size_px: int, expects_it: bool
 ) -> Choice:
     """Choose the side of the square that the network sees.
 
     Args:
         shorter_side_px: of the middle image; None if unknown.
         native_size_px: what the backbone was made for.
-        is_pretrained: whether it brings weights, which expect that size.
+        expects_it: whether it brings weights that do best at that size.
     """
-    if is_pretrained or shorter_side_px is None:
+    if expects_it or shorter_side_px is None:
         return Choice(native_size_px, "what the backbone was made for")
     sizes = [size for size in _SIZES_PX if size <= shorter_side_px] or [_SIZES_PX[0]]
     return Choice(max(sizes), f"the images have {shorter_side_px:.0f} px; at most 128")
@@ -179,13 +192,7 @@ def _epochs(facts: Facts) -> Choice:
 
 def _rates(facts: Facts) -> dict[str, Choice]:
     if not facts.is_pretrained:
-        return {
-            "optimizer.lr": Choice(3e-3, "from random weights"),
-            "optimizer.backbone_lr_factor": Choice(
-                1.0, "nothing is pretrained, so nothing to keep"
-            ),
-            "optimizer.layer_decay": Choice(1.0, "likewise"),
-        }
+        return _random_rates()
     if facts.starts_from_probe:
         return {
             "optimizer.lr": Choice(1e-4, "the head is fitted already (LP-FT, Kumar et al. 2022)"),
@@ -199,9 +206,17 @@ def _rates(facts: Facts) -> dict[str, Choice]:
     }
 
 
+def _random_rates() -> dict[str, Choice]:
+    return {
+        "optimizer.lr": Choice(3e-3, "from random weights"),
+        "optimizer.backbone_lr_factor": Choice(1.0, "nothing is pretrained, so nothing to keep"),
+        "optimizer.layer_decay": Choice(1.0, "likewise"),
+    }
+
+
 def _batchnorm(facts: Facts, batch_size: int) -> Choice:
     if not facts.is_pretrained:
-        return Choice("train", "random weights have no statistics to keep")
+        return _RANDOM_BATCHNORM
     if batch_size // facts.world_size < _BATCHNORM_FROM_BATCH:
         return Choice("frozen", f"{batch_size} images a batch say little about a distribution")
     if facts.num_images < _BATCHNORM_FROM_IMAGES:

@@ -13,6 +13,7 @@ from finetune.cli import main
 HERE = Path(__file__).parent
 QUICK = (
     "model=nano",
+    "model.pretrained=false",
     "model.image_size_px=32",
     "augmentation=light",
     "trainer=cpu",

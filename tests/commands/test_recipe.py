@@ -109,11 +109,12 @@ def test_a_schedule_without_a_warm_up_is_given_none() -> None:
     ("words", "policy"),
     [
         (["model=resnet18"], "probe_then_finetune"),
-        (["model=nano"], "none"),
+        (["model=nano"], "probe_then_finetune"),
+        (["model=nano", "model.pretrained=false"], "none"),
         (["model=resnet18", "model.pretrained=false"], "none"),
         (["model=nano", "model.weights=w.safetensors"], "probe_then_finetune"),
-        (["model=nano", "freeze=gradual"], "gradual"),
-        (["model=nano", "freeze=backbone"], "backbone"),
+        (["model=nano", "model.pretrained=false", "freeze=gradual"], "gradual"),
+        (["model=nano", "model.pretrained=false", "freeze=backbone"], "backbone"),
     ],
 )
 def test_features_of_random_weights_are_not_probed_unasked(words: list[str], policy: str) -> None:
@@ -132,7 +133,8 @@ def test_features_of_random_weights_are_not_probed_unasked(words: list[str], pol
         (["freeze=none"], False, True, True),
         (["freeze=gradual"], False, True, True),
         (["freeze=batchnorm_only"], False, True, True),
-        (["model=nano"], True, True, False),
+        (["model=nano"], True, True, True),
+        (["model=nano", "model.pretrained=false"], True, True, False),
     ],
 )
 def test_what_a_policy_and_a_head_need(

@@ -365,6 +365,7 @@ def config(tmp_path_factory, stripes):
         patch.setattr(finetune.commands.train, "run", lambda _, text: found.append(text))
         folder = tmp_path_factory.mktemp("settings")
         words = [f"dataset.root={stripes}", f"runs={folder}", "model=nano", "trainer=cpu"]
+        words += ["model.pretrained=false"]
         words += ["trainer.batch_size=16", "trainer.epochs=3", "optimizer.lr=3e-3"]
         assert main(["train", *words]) == 0
     return found[0]

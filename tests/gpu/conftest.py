@@ -26,6 +26,7 @@ def train_on_gpu(stripes: Path, tmp_path: Path) -> Callable[..., Path]:
             f"runs={tmp_path}",
             f"name={name}",
             "model=nano",
+            "model.pretrained=false",
             "model.image_size_px=32",
             "augmentation=light",
             "trainer.accelerator=gpu",

@@ -2,15 +2,17 @@ import os
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+import finetune.models.backbones
 from finetune.errors import ModelError
 from finetune.models.backbones import BackboneInfo, create_backbone, describe_backbone
 
@@ -149,9 +151,31 @@ def test_unknown_names_get_the_nearest_word(name, hint):
         create_backbone(name)
 
 
-def test_nano_has_no_pretrained_weights_yet():
-    with pytest.raises(ModelError, match="weights of `nano` come in a later version"):
-        create_backbone("nano", pretrained=True)
+def test_the_weights_of_nano_are_part_of_the_package():
+    file = Path(finetune.models.backbones.__file__).with_name("nano.safetensors")
+    assert file.stat().st_size <= 4_000_000
+    stored = load_file(file)
+    assert all(v.dtype == torch.float16 for v in stored.values() if v.is_floating_point())
+    backbone = create_backbone("nano", pretrained=True)
+    assert sum(parameter.numel() for parameter in backbone.parameters()) <= 1_500_000
+    state = backbone.state_dict()
+    assert set(state) == set(stored)
+    for name, value in state.items():
+        assert torch.equal(value, stored[name].to(value.dtype)), name
+        assert torch.isfinite(value.float()).all()
+        assert value.dtype != torch.float16
+
+
+@pytest.mark.parametrize("side_px", [32, 48, 64, 96, 128])
+def test_embedded_features_tell_images_apart_at_any_size(side_px):
+    backbone = create_backbone("nano", pretrained=True, image_size_px=side_px).eval()
+    images = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = torch.nn.functional.interpolate(images, size=(side_px, side_px), mode="bilinear")
+    with torch.inference_mode():
+        features = backbone(4 * images - 2)
+    assert torch.isfinite(features).all()
+    assert (torch.cdist(features, features) + torch.eye(8)).min() > 0.1
+    assert (features.std(0) > 0).float().mean() > 0.5
 
 
 def test_two_sources_of_weights_are_refused(tmp_path):

@@ -16,6 +16,7 @@ from finetune.cli import main
 
 QUICK = (
     "model=nano",
+    "model.pretrained=false",
     "model.image_size_px=32",
     "augmentation=light",
     "trainer=cpu",

@@ -48,6 +48,7 @@ def make_facts(**known):
         "shorter_side_px": 300.0,
         "native_size_px": 224,
         "is_pretrained": True,
+        "is_embedded": False,
         "starts_from_probe": True,
         "policy": "probe_then_finetune",
         "world_size": 1,
@@ -63,6 +64,7 @@ any_facts = st.builds(
     shorter_side_px=st.none() | st.floats(1, 20_000),
     native_size_px=st.integers(16, 2_048),
     is_pretrained=st.booleans(),
+    is_embedded=st.booleans(),
     starts_from_probe=st.booleans(),
     policy=st.sampled_from(get_args(FreezePolicy)),
     world_size=st.integers(1, 64),
@@ -250,24 +252,24 @@ sides = st.none() | st.floats(1, 20_000)
 
 @given(sides, st.integers(16, 2_048))
 def test_pretrained_weights_see_the_size_that_they_were_made_for(side, native):
-    assert choose_image_size(side, native_size_px=native, is_pretrained=True).value == native
-    assert choose_image_size(None, native_size_px=native, is_pretrained=False).value == native
+    assert choose_image_size(side, native_size_px=native, expects_it=True).value == native
+    assert choose_image_size(None, native_size_px=native, expects_it=False).value == native
 
 
 @given(st.floats(1, 20_000), st.floats(1, 20_000))
 def test_random_weights_see_no_more_than_the_images_show(one, other):
     smaller, larger = (
-        choose_image_size(side, native_size_px=224, is_pretrained=False).value
+        choose_image_size(side, native_size_px=224, expects_it=False).value
         for side in sorted((one, other))
     )
-    smallest = choose_image_size(1.0, native_size_px=224, is_pretrained=False).value
+    smallest = choose_image_size(1.0, native_size_px=224, expects_it=False).value
     assert smallest <= smaller <= larger
     assert smaller <= max(smallest, min(one, other))
 
 
 @pytest.mark.parametrize("side", [8, 28, 300])
 def test_the_size_is_explained_by_that_of_the_images(side):
-    choice = choose_image_size(side, native_size_px=224, is_pretrained=False)
+    choice = choose_image_size(side, native_size_px=224, expects_it=False)
     assert f"{side} px" in choice.reason
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from finetune.data.formulas.compositions import Compositions
 from finetune.data.formulas.scenes import Scenes
 from finetune.data.public.placement import place_folder
 
+Drawings = Compositions | Scenes
 LABELS = "labels.csv"
 """Path, label (several joined by ``|``) and split of each image."""
 SEPARATOR = "|"
@@ -27,7 +29,7 @@ _QUALITY = 95
 
 def write_formulas(
     root: Path,
-    scenes: Scenes,
+    drawings: Drawings,
     *,
     images: int,
     workers: int,
@@ -37,7 +39,7 @@ def write_formulas(
 
     Args:
         root: a new or an empty folder.
-        scenes: what to draw.
+        drawings: what to draw.
         images: how many.
         workers: drawing processes; >= 1.
         on_progress: called with the number of images that are drawn.
@@ -45,23 +47,23 @@ def write_formulas(
     Raises:
         DataError: ``root`` holds something else, or other formulas, or cannot be written.
     """
-    known = asdict(scenes) | {"images": images}
+    known = asdict(drawings) | {"images": images}
     place_folder(
         root,
-        partial(_write, scenes=scenes, known=known, workers=workers, on_progress=on_progress),
+        partial(_write, drawings=drawings, known=known, workers=workers, on_progress=on_progress),
         is_complete=partial(_holds, known=known),
-        name=_name(scenes, images),
+        name=_name(drawings, images),
     )
 
 
-def _name(scenes: Scenes, images: int) -> str:
-    return f"{images:,} {scenes.kind} of {scenes.side_px} px, seed {scenes.seed},"
+def _name(drawings: Drawings, images: int) -> str:
+    return f"{images:,} {drawings.kind} of {drawings.side_px} px, seed {drawings.seed},"
 
 
 def _write(
     root: Path,
     *,
-    scenes: Scenes,
+    drawings: Drawings,
     known: dict[str, object],
     workers: int,
     on_progress: Callable[[int], None],
@@ -69,7 +71,7 @@ def _write(
     count = int(str(known["images"]))
     starts = range(0, count, _IMAGES_PER_FOLDER)
     root.mkdir()
-    write = partial(_write_some, root=root, scenes=scenes, end=count)
+    write = partial(_write_some, root=root, drawings=drawings, end=count)
     with (root / LABELS).open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["path", "label", "split"])
@@ -82,13 +84,15 @@ def _write(
     (root / _DRAWN_AS).write_text(json.dumps(known) + "\n", encoding="utf-8")
 
 
-def _write_some(start: int, *, root: Path, scenes: Scenes, end: int) -> list[tuple[str, str, str]]:
+def _write_some(
+    start: int, *, root: Path, drawings: Drawings, end: int
+) -> list[tuple[str, str, str]]:
     """Draw the images of one folder; return their rows."""
     folder = f"{start // _IMAGES_PER_FOLDER:04}"
     (root / folder).mkdir()
     rows = []
     for index in range(start, min(start + _IMAGES_PER_FOLDER, end)):
-        image, labels = scenes.draw(index)
+        image, labels = drawings.draw(index)
         path = f"{folder}/{index:07}.jpg"
         Image.fromarray(image).save(root / path, quality=_QUALITY, subsampling=0)
         rows.append((path, SEPARATOR.join(labels), "val" if index % VAL_EVERY == 0 else "train"))
