@@ -191,8 +191,14 @@ def _epochs(facts: Facts) -> Choice:
 
 
 def _rates(facts: Facts) -> dict[str, Choice]:
-    if not facts.is_pretrained:
-        return _random_rates()
+    if not facts.is_pretrained or (facts.is_embedded and not facts.starts_from_probe):
+        return _random_rates(is_embedded=facts.is_pretrained)
+    if facts.is_embedded:  # see benchmarks/RESULTS.md, "What the embedded weights are worth"
+        return {
+            "optimizer.lr": Choice(1e-3, "the embedded weights know drawings, and no photograph"),
+            "optimizer.backbone_lr_factor": Choice(1.0, "likewise: the backbone has much to learn"),
+            "optimizer.layer_decay": Choice(0.8, "early stages are general; 0.7 to 0.9 is usual"),
+        }
     if facts.starts_from_probe:
         return {
             "optimizer.lr": Choice(1e-4, "the head is fitted already (LP-FT, Kumar et al. 2022)"),
@@ -206,10 +212,13 @@ def _rates(facts: Facts) -> dict[str, Choice]:
     }
 
 
-def _random_rates() -> dict[str, Choice]:
+def _random_rates(*, is_embedded: bool = False) -> dict[str, Choice]:
+    start, keeps = "from random weights", "nothing is pretrained, so nothing to keep"
+    if is_embedded:
+        start, keeps = "as from random weights", "the embedded ones know drawings alone"
     return {
-        "optimizer.lr": Choice(3e-3, "from random weights"),
-        "optimizer.backbone_lr_factor": Choice(1.0, "nothing is pretrained, so nothing to keep"),
+        "optimizer.lr": Choice(3e-3, start),
+        "optimizer.backbone_lr_factor": Choice(1.0, keeps),
         "optimizer.layer_decay": Choice(1.0, "likewise"),
     }
 
@@ -217,6 +226,8 @@ def _random_rates() -> dict[str, Choice]:
 def _batchnorm(facts: Facts, batch_size: int) -> Choice:
     if not facts.is_pretrained:
         return _RANDOM_BATCHNORM
+    if facts.is_embedded and not facts.starts_from_probe:
+        return Choice("train", "the embedded statistics are those of drawings")
     if batch_size // facts.world_size < _BATCHNORM_FROM_BATCH:
         return Choice("frozen", f"{batch_size} images a batch say little about a distribution")
     if facts.num_images < _BATCHNORM_FROM_IMAGES:

@@ -203,7 +203,7 @@ def test_random_weights_learn_at_one_rate_and_gather_their_own_statistics(facts)
 @given(any_facts)
 def test_what_is_pretrained_learns_slower_and_for_fewer_epochs(facts):
     pretrained, random = (
-        choose_recipe(make_facts(**{**fields(facts), "is_pretrained": flag}))
+        choose_recipe(make_facts(**{**fields(facts), "is_embedded": False, "is_pretrained": flag}))
         for flag in (True, False)
     )
     rates = [
@@ -213,6 +213,38 @@ def test_what_is_pretrained_learns_slower_and_for_fewer_epochs(facts):
     assert rates[0] < rates[1]
     assert 0 < pretrained["optimizer.layer_decay"].value <= 1
     assert pretrained["trainer.epochs"].value <= random["trainer.epochs"].value
+
+
+@given(any_facts)
+def test_embedded_weights_learn_faster_than_those_of_photographs_at_the_size_of_the_images(facts):
+    known = {**fields(facts), "is_pretrained": True, "starts_from_probe": True}
+    embedded, other, random = (
+        choose_recipe(make_facts(**{**known, **more}))
+        for more in (
+            {"is_embedded": True},
+            {"is_embedded": False},
+            {"is_embedded": False, "is_pretrained": False},
+        )
+    )
+    rates = [
+        choices["optimizer.lr"].value * choices["optimizer.backbone_lr_factor"].value
+        for choices in (other, embedded, random)
+    ]
+    assert rates == sorted(rates)
+    assert len(set(rates)) == 3
+    assert embedded["model.image_size_px"].value == random["model.image_size_px"].value
+    assert embedded["trainer.epochs"] == other["trainer.epochs"]
+
+
+@given(any_facts)
+def test_without_a_probe_embedded_weights_are_trained_like_random_ones_for_fewer_epochs(facts):
+    known = {**fields(facts), "starts_from_probe": False, "is_embedded": True}
+    embedded = choose_recipe(make_facts(**{**known, "is_pretrained": True}))
+    random = choose_recipe(make_facts(**{**known, "is_pretrained": False}))
+    for key in ("optimizer.lr", "optimizer.backbone_lr_factor", "freeze.batchnorm"):
+        assert embedded[key].value == random[key].value
+        assert "random weights have" not in embedded[key].reason
+    assert embedded["trainer.epochs"].value <= random["trainer.epochs"].value
 
 
 @given(st.integers(1, 10**7), st.integers(1, 10**7), st.booleans())
