@@ -180,7 +180,7 @@ assert "torch" not in sys.modules and "hydra" in sys.modules
         ),
         (
             ["experiment=mine"],
-            "experiment: got `mine`, expected one of first_look.",
+            "experiment: got `mine`, expected one of first_look, pretrain_nano.",
         ),
         (["dataset=[medical]"], "dataset: got `[medical]`, expected one of digits, folder, "),
         (["model=_base"], "model: got `_base`, expected one of nano, resnet18, "),

@@ -22,7 +22,8 @@ class EvidenceConfig(Group):
         resamples: of the bootstrap behind the 95 % intervals; 0 for none.
         pictures: images in each gallery of the report, in 0..100.
         report: write ``report.html``.
-        gain: train once more from random weights, and say what the pretrained ones were worth.
+        gain: of a training: train once more from random weights, and say what the pretrained ones
+            were worth.
     """
 
     calibrate: bool

@@ -67,6 +67,7 @@ TRAIN: dict[str, Any] = {
         "resamples": 1000,
         "pictures": 12,
         "report": True,
+        "gain": False,
     },
     "recipe": "auto",
     "task": "multiclass",

@@ -23,6 +23,7 @@ Change = Callable[..., dict[str, Any]]
         ("resamples", [0, 100_000], [-1, 100_001, True]),
         ("pictures", [0, 100], [-1, 101]),
         ("report", [True, False], [None, 3]),
+        ("gain", [True, False], [None, 3]),
     ],
 )
 def test_ranges(key: str, inside: list[Any], outside: list[Any], changed: Change) -> None:

@@ -27,6 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "resamples": 0,
             "pictures": 0,
             "report": False,
+            "gain": False,
         },
         "run": "runs/flowers",
         "split": "val",
