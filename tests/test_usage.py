@@ -50,8 +50,8 @@ def test_the_page_of_a_verb_has_every_name(verb):
 def test_defaults_are_shown_as_they_are_typed(verb, monkeypatch):
     defaults = re.search(r"^Defaults.*:\n((?:  .*\n)+)", PAGES[verb], re.MULTILINE)
     assert defaults is not None
-    # The default data set chooses a model and an augmentation that fit its small images.
-    theirs = ("model", "augmentation")
+    # The default data set chooses what fits its small images.
+    theirs = ("model", "augmentation", "freeze")
     words = [w for w in defaults[1].split() if re.split(r"[.=]", w)[0] not in theirs]
     configs = []
     monkeypatch.setattr(cli, "_run", lambda _, values, __: configs.append(values))

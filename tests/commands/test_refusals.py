@@ -45,7 +45,6 @@ MISTAKES = {
     "runs/latest is no link": Mistake(["runs={latest}"], "latest is no link"),
     "an unknown backbone": Mistake(["model.backbone=resnet81"], "Did you mean `resnet18`?"),
     "an unknown tag": Mistake(["model.backbone=resnet18.a1"], "the tags of `resnet18` are"),
-    "no weights to be had": Mistake(["model.pretrained=true"], "the weights of `nano` come in a"),
     "a backbone without pretraining": Mistake(
         ["model.backbone=botnet50ts_256", "model.pretrained=true"], "timm has none for it"
     ),
@@ -258,6 +257,7 @@ def test_a_mistake_is_refused_before_anything_large_is_read(
     words = ["train", "dataset=folder", "dataset.root={data}", "model=nano", "trainer=cpu"]
     words += [
         "dataset.workers=0",
+        "model.pretrained=false",
         "runs={runs}",
         "model.image_size_px=32",
         "cache_folder={runs}/cache",
@@ -358,9 +358,9 @@ def test_a_backbone_that_needs_values_is_built_with_random_ones(
 ) -> None:
     built = finetune.models.backbones._create_nano
 
-    def with_values(*, pretrained: bool) -> torch.nn.Module:
+    def with_values() -> torch.nn.Module:
         torch.zeros(1).item()  # which `meta` refuses
-        return built(pretrained=pretrained)
+        return built()
 
     monkeypatch.setattr(finetune.models.backbones, "_create_nano", with_values)
     backbone = outline_backbone("nano")
