@@ -38,6 +38,7 @@ CONFIG = EvidenceConfig(
     resamples=1000,
     pictures=0,
     report=True,
+    gain=False,
 )
 
 

@@ -32,6 +32,7 @@ from finetune.training.averaging import reestimate_batchnorm
 SIDE_PX = {"digits": 32, "photographs": 96}
 CHEST_PER_CLASS = 500
 NAMES = ("digits_10", "digits_50", "digits_all", "hymenoptera", "brain_mri", "chest_xray")
+WAYS = ("probe", "fine-tuned")
 Figures = dict[str, float]
 
 
@@ -42,22 +43,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.only or NAMES:
             found = [measure(name, seed, Path(folder), arguments) for seed in arguments.seeds]
-            rows += [[f"{name}, {split}", *cells(found, split)] for split in found[0]]
+            rows += [
+                [f"{name}, {split}", *cells(found, split, columns(arguments))] for split in found[0]
+            ]
     show(
-        "What the embedded weights are worth",
+        "What the embedded weights are worth" + (": the probe" if arguments.probe_only else ""),
         f"Balanced accuracy in percent, seeds {arguments.seeds}, mean ± standard deviation; digits "
         f"at {SIDE_PX['digits']} px, the others at {SIDE_PX['photographs']} px; {CHEST_PER_CLASS} "
         "chest X-rays of each class to train and validate on, and all of the other source to "
-        "test.\n\n"
-        + table(
-            ["images", *(f"{way}, {start}" for way in WAYS for start in ("random", "embedded"))],
-            rows,
-        ),
+        "test.\n\n" + table(["images", *columns(arguments)], rows),
         writes=arguments.write,
     )
-
-
-WAYS = ("probe", "fine-tuned")
 
 
 def parse() -> argparse.Namespace:
@@ -194,14 +190,17 @@ def training_batches(run: Path, batch_size: int = 50) -> Iterator[Tensor]:
             yield torch.stack(images)
 
 
-def cells(found: list[dict[str, Figures]], split: str) -> list[str]:
+def columns(arguments: argparse.Namespace) -> list[str]:
+    """Name what is compared."""
+    ways = WAYS[:1] if arguments.probe_only else WAYS
+    return [f"{way}, {start}" for way in ways for start in ("random", "embedded")]
+
+
+def cells(found: list[dict[str, Figures]], split: str, names: list[str]) -> list[str]:
     """Write the figures of one row."""
     return [
-        mean_and_deviation(
-            (figures.get(split, {}).get(f"{way}, {start}") for figures in found), 1, scale=100
-        )
-        for way in WAYS
-        for start in ("random", "embedded")
+        mean_and_deviation((figures.get(split, {}).get(name) for figures in found), 1, scale=100)
+        for name in names
     ]
 
 

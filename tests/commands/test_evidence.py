@@ -24,6 +24,7 @@ CONFIG = EvidenceConfig(
     resamples=100,
     pictures=0,
     report=False,
+    gain=False,
 )
 
 

@@ -31,6 +31,7 @@ CONFIG = EvidenceConfig(
     resamples=50,
     pictures=0,
     report=True,
+    gain=False,
 )
 
 
