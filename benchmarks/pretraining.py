@@ -1,7 +1,7 @@
 """What the embedded weights of `nano` are worth: probe and fine-tuning, beside random weights.
 
     .venv/bin/python benchmarks/pretraining.py ../shared/data [--weights FILE] [--seeds 0 1 2]
-        [--only digits_10 …] [--probe-only] [--write]
+        [--only digits_10 …] [--tune digits_10 …] [--write]
 
 The random network of a probe has its BatchNorm statistics from the images that it is probed on, to
 be fair; the embedded one is taken as it is. Fine-tuning trains either for as many epochs. Runs are
@@ -31,8 +31,10 @@ from finetune.training.averaging import reestimate_batchnorm
 
 SIDE_PX = {"digits": 32, "photographs": 96}
 CHEST_PER_CLASS = 500
+FEW_DIGITS_EPOCHS = 30
+"""Of 100 or 500 digits four epochs, the data set's own, are a few steps."""
 NAMES = ("digits_10", "digits_50", "digits_all", "hymenoptera", "brain_mri", "chest_xray")
-WAYS = ("probe", "fine-tuned")
+COLUMNS = [f"{way}, {start}" for way in ("probe", "fine-tuned") for start in ("random", "embedded")]
 Figures = dict[str, float]
 
 
@@ -43,15 +45,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.only or NAMES:
             found = [measure(name, seed, Path(folder), arguments) for seed in arguments.seeds]
-            rows += [
-                [f"{name}, {split}", *cells(found, split, columns(arguments))] for split in found[0]
-            ]
+            rows += [[f"{name}, {split}", *cells(found, split)] for split in found[0]]
     show(
-        "What the embedded weights are worth" + (": the probe" if arguments.probe_only else ""),
+        "What the embedded weights are worth",
         f"Balanced accuracy in percent, seeds {arguments.seeds}, mean ± standard deviation; digits "
         f"at {SIDE_PX['digits']} px, the others at {SIDE_PX['photographs']} px; {CHEST_PER_CLASS} "
         "chest X-rays of each class to train and validate on, and all of the other source to "
-        "test.\n\n" + table(["images", *columns(arguments)], rows),
+        "test.\n\n" + table(["images", *COLUMNS], rows),
         writes=arguments.write,
     )
 
@@ -63,7 +63,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="instead of the embedded ones")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=NAMES)
-    parser.add_argument("--probe-only", action="store_true")
+    parser.add_argument("--tune", nargs="*", choices=NAMES, default=NAMES, help="these alone")
     parser.add_argument("--write", action="store_true", help="into RESULTS.md")
     return parser.parse_args()
 
@@ -87,10 +87,11 @@ def measure(
         start = ["model.pretrained=false", f"model.weights={arguments.weights}"]
     random = place / "random.safetensors"
     found: dict[str, Figures] = {}
-    probed = train(words, *start, "freeze=backbone", "name=probe")
+    probe = ["freeze=backbone", "evidence.gain=false"]
+    probed = train(words, *start, *probe, "name=probe")
     write_random(random, place / "runs", seed)
     without = train(
-        words, "model.pretrained=false", f"model.weights={random}", "freeze=backbone", "name=random"
+        words, "model.pretrained=false", f"model.weights={random}", *probe, "name=random"
     )
     for split in ("val", "test"):
         if split in probed:
@@ -98,7 +99,7 @@ def measure(
                 "probe, embedded": probed[split]["balanced_accuracy"],
                 "probe, random": without[split]["balanced_accuracy"],
             }
-    if not arguments.probe_only:
+    if name in arguments.tune:
         tuned = train(words, *start, "evidence.gain=true", "name=tuned")
         key = "val_balanced_accuracy"
         found["val"]["fine-tuned, embedded"] = tuned["candidates"]["fine-tuned"][key]
@@ -129,12 +130,13 @@ def images_of(name: str, seed: int, place: Path, data: Path) -> list[str]:
         if count != "all":
             rows = few_per_class(root, "*.png", int(count), seed, rest="val")
             words = [*words, "dataset.source=folder", manifest(place, rows)]
+            words.append(f"trainer.epochs={FEW_DIGITS_EPOCHS}")
         return words
     words = [f"model.image_size_px={SIDE_PX['photographs']}", f"dataset.root={data / name}"]
     if name == "chest_xray":
         rows = few_per_class(data / name / "train", "*.jpeg", CHEST_PER_CLASS, seed, rest=None)
         rows += few_per_class(data / name / "test", "*.jpeg", 10**6, seed, rest=None, split="test")
-        words = [words[0], manifest(place, rows), r"dataset.group_pattern=(person\d+)_"]
+        words = [*words, manifest(place, rows), r"dataset.group_pattern=(person\d+)_"]
     return ["dataset=folder", *words, "dataset.accept=[duplicates,near_duplicates]"]
 
 
@@ -190,17 +192,11 @@ def training_batches(run: Path, batch_size: int = 50) -> Iterator[Tensor]:
             yield torch.stack(images)
 
 
-def columns(arguments: argparse.Namespace) -> list[str]:
-    """Name what is compared."""
-    ways = WAYS[:1] if arguments.probe_only else WAYS
-    return [f"{way}, {start}" for way in ways for start in ("random", "embedded")]
-
-
-def cells(found: list[dict[str, Figures]], split: str, names: list[str]) -> list[str]:
+def cells(found: list[dict[str, Figures]], split: str) -> list[str]:
     """Write the figures of one row."""
     return [
         mean_and_deviation((figures.get(split, {}).get(name) for figures in found), 1, scale=100)
-        for name in names
+        for name in COLUMNS
     ]
 
 
