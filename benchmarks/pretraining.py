@@ -136,7 +136,7 @@ def images_of(name: str, seed: int, place: Path, data: Path) -> list[str]:
     if name == "chest_xray":
         rows = few_per_class(data / name / "train", "*.jpeg", CHEST_PER_CLASS, seed, rest=None)
         rows += few_per_class(data / name / "test", "*.jpeg", 10**6, seed, rest=None, split="test")
-        words = [*words, manifest(place, rows), r"dataset.group_pattern=(person\d+)_"]
+        words = [*words, manifest(place, rows), r"dataset.group_pattern=(person\d+_[a-z]+)_"]
     return ["dataset=folder", *words, "dataset.accept=[duplicates,near_duplicates]"]
 
 
