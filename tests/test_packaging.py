@@ -26,6 +26,7 @@ def test_every_config_file_is_in_the_wheel(wheel: Path) -> None:
     assert len(configs) > 30
     assert {f"finetune/{name}" for name in configs} <= names
     assert {"finetune/py.typed", "finetune/serving/page.html"} <= names
+    assert {"finetune/models/nano.safetensors", "finetune/models/nano.md"} <= names
     assert not any(name.startswith(("tests/", "data/", "benchmarks/")) for name in names)
 
 

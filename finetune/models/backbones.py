@@ -283,9 +283,8 @@ def _find_pretrained(name: str, cfg: PretrainedCfg) -> dict[str, str]:
 def _no_weights(name: str, reason: str) -> ModelError:
     return ModelError(
         f"model.pretrained: no weights for `{name}`: {reason}.\n"
-        "Give a file with `model.weights=FILE`, or use `model=nano`, whose weights are part "
-        "of this package; "
-        "`model.pretrained=false` starts from random weights."
+        "Give a file with `model.weights=FILE`, or use `model=nano`, whose weights are part of "
+        "this package; `model.pretrained=false` starts from random weights."
     )
 
 
